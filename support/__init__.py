@@ -1,0 +1,39 @@
+"""Async Python, measured: the helpers that the notebooks use.
+
+The names below are what a reader types in a cell. Each loads its room when it is first used, so
+that a server process which needs one room does not pay for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_ROOM_OF = {
+    "open_chapter": "kernel",
+    "close_chapter": "kernel",
+    "record": "recorder",
+    "simulate": "clock",
+    "occupy_loop": "clock",
+    "start_upstream": "servers",
+    "serve": "servers",
+    "predict": "exercises",
+    "check": "exercises",
+    "hint": "exercises",
+    "progress": "exercises",
+    "score": "exercises",
+    "run_script": "sandbox",
+    "run_cells": "sandbox",
+    "new_figure": "figures",
+    "show": "figures",
+}
+_ROOMS = ("figures", "probes", "theory")
+__all__ = [*_ROOM_OF, *_ROOMS]  # noqa: PLE0604 - names, made from the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"support.{name}")
+    if name in _ROOM_OF:
+        return getattr(importlib.import_module(f"support.{_ROOM_OF[name]}"), name)
+    raise AttributeError(f"support has no {name!r}; it has {', '.join(sorted(__all__))}")
