@@ -1,0 +1,133 @@
+"""Small measuring devices: a stopwatch, a heartbeat beside some work, a count of what a loop asks its selector."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import selectors
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+async def seconds(awaitable: Awaitable[Any]) -> float:
+    """Real seconds until ``awaitable`` is done. Its exceptions pass."""
+    start = time.perf_counter()
+    await awaitable
+    return time.perf_counter() - start
+
+
+async def cost_us(action: Callable[[], Awaitable[Any]], count: int) -> float:
+    """Microseconds for one ``await action()``, the mean of ``count`` in a row.
+
+    Raises ValueError when ``count`` is not a positive whole number.
+    """
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"cost_us() repeats an action a positive whole number of times, not {count!r}.")
+    start = time.perf_counter()
+    for _ in range(count):
+        await action()
+    return (time.perf_counter() - start) / count * 1e6
+
+
+async def parked_bytes(count: int) -> float:
+    """Bytes that one waiting task holds, the mean over ``count`` tasks that sleep on this loop; they are cancelled."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tasks = [asyncio.create_task(asyncio.sleep(3600)) for _ in range(count)]
+        await asyncio.sleep(0)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    return held / count
+
+
+async def lag_beside(work: Callable[[], Any], *, beat: float = 0.01, margin: float = 0.05) -> list[tuple[float, float]]:
+    """How late a heartbeat is, on this loop, while ``work()`` runs.
+
+    Args:
+        work: a function without arguments; what it returns is awaited if it can be.
+        beat: seconds between two beats.
+        margin: seconds of heartbeat before and after the work.
+
+    Returns:
+        One pair a beat: when it was due since the start, and how late it came; both in milliseconds.
+    """
+    beats: list[tuple[float, float]] = []
+
+    async def heart() -> None:
+        start = due = time.perf_counter()
+        while True:
+            due = max(due + beat, time.perf_counter())
+            await asyncio.sleep(due - time.perf_counter())
+            beats.append((1000 * (due - start), 1000 * (time.perf_counter() - due)))
+
+    pulse = asyncio.create_task(heart(), name="heartbeat")
+    try:
+        await asyncio.sleep(margin)
+        started = work()
+        if inspect.isawaitable(started):
+            await started
+        await asyncio.sleep(margin)
+    finally:
+        pulse.cancel()
+        await asyncio.wait([pulse])
+    return beats
+
+
+class _CountingSelector(selectors.DefaultSelector):
+    calls = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.calls += 1
+        return super().select(timeout)
+
+
+async def count_selects(main: Callable[[], Any]) -> tuple[int, float]:
+    """Run ``main()`` on a fresh real loop in a thread of its own.
+
+    Returns how often that loop asked its selector for work, and the CPU seconds of its thread.
+    """
+
+    def run() -> tuple[int, float]:
+        selector, start = _CountingSelector(), time.thread_time()
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+            runner.run(main())
+        return selector.calls, time.thread_time() - start
+
+    return await asyncio.to_thread(run)
+
+
+def read_slow_file(wait: float) -> str:
+    """Open a file, read it, and have to wait ``wait`` seconds for its content; returns the content.
+
+    The file is a FIFO, whose reader waits for its writer, as one waits for a disk or a network
+    mount. Where the system has no FIFO, an ordinary file is awaited by other means.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "slow")
+
+        def write_late() -> None:
+            time.sleep(wait)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write("late")
+
+        writer = threading.Thread(target=write_late)
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(path)
+            writer.start()
+        else:
+            writer.start()
+            writer.join()
+        with open(path, encoding="utf-8") as file:
+            content = file.read()
+        writer.join()
+    return content

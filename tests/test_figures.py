@@ -1,0 +1,173 @@
+"""The drawings: few artists however many slices, nothing lost that could be seen, words for every picture."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+
+from support import figures, swimlanes
+from support.clock import occupy_loop, simulate
+from support.recorder import record
+from support.timeline import Timeline
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata=None: shown.append((data, metadata)))
+    return shown
+
+
+async def some_work(jobs: int, steps: int, title: str = "some work") -> Timeline:
+    gate = asyncio.Semaphore(2)
+
+    async def job(number: int) -> None:
+        for _ in range(steps):
+            async with gate:
+                occupy_loop(0.001 * (number + 1))
+                await asyncio.sleep(0.01)
+
+    with record(title, block_ms=4) as timeline:
+        async with asyncio.TaskGroup() as group:
+            for number in range(jobs):
+                group.create_task(job(number), name=f"job {number}")
+    return timeline
+
+
+def drawn(timeline: Timeline, **options):
+    axes = Figure(figsize=(8, 4)).subplots()
+    swimlanes.draw(axes, timeline, **options)
+    return axes
+
+
+def test_a_picture_comes_with_its_words_in_three_places(displayed):
+    figure, axes = figures.new_figure()
+    axes.plot([0, 1], [0, 1])
+    figures.show(figure, "A line that rises from <zero> to one.")
+    (picture, metadata), (words, _) = displayed
+    assert base64.b64decode(picture["image/png"])[:8] == b"\x89PNG\r\n\x1a\n"
+    assert picture["text/plain"] == metadata["image/png"]["alt"] == "A line that rises from <zero> to one."
+    assert words["text/html"] == "<details><summary>The figure in words</summary>A line that rises from &lt;zero&gt; to one.</details>"
+
+
+def test_a_picture_without_words_is_refused(displayed):
+    figure, _ = figures.new_figure()
+    with pytest.raises(ValueError, match=r"show\(alt='plot'\): describe"):
+        figures.show(figure, "plot")
+    assert displayed == []
+
+
+def test_the_residual_is_the_worst_distance_of_a_median_from_the_theory():
+    _, axes = figures.new_figure()
+    residual = figures.measured_against_theory(axes, [1, 2], [[1.0, 1.1, 1.3], [2.0, 2.0, 9.0]], [1.0, 2.5], formula="x")
+    assert residual == pytest.approx(0.2)
+    assert [line.get_label() for line in axes.get_lines()][0] == "theory: x"
+    with pytest.raises(ValueError, match="2 x values, 1 groups of runs and 2 theory values"):
+        figures.measured_against_theory(axes, [1, 2], [[1.0]], [1.0, 2.0], formula="x")
+
+
+def test_bars_and_ladders_say_their_values_and_mark_the_theory():
+    _, axes = figures.new_figure()
+    figures.bars(axes, {"one": 1.0, "two": 1.9}, unit="x", theory={"one": 1.0, "two": 2.0})
+    assert {text.get_text() for text in axes.texts} == {"1.00 x", "1.90 x"}
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1.0, 1.0], [2.0, 2.0]]
+    _, axes = figures.new_figure()
+    figures.ladder(axes, {"short": [1.0, 2.0, 3.0], "long": [200.0]}, unit="us")
+    assert axes.get_xscale() == "log" and {text.get_text() for text in axes.texts} == {"2 us", "2e+02 us"}
+
+
+def test_a_block_of_the_loop_is_as_wide_as_it_is_high():
+    _, axes = figures.new_figure()
+    figures.lag_trace(axes, [10.0, 20.0], [0.0, 300.0])
+    corners = axes.collections[0].get_paths()[1].vertices
+    assert corners[:, 0].max() - corners[:, 0].min() == corners[:, 1].max() == 300
+
+
+def test_a_cdf_ends_at_one():
+    _, axes = figures.new_figure()
+    figures.latency_cdf(axes, {"a": [3, 1, 2]})
+    line = axes.get_lines()[0]
+    assert list(line.get_xdata()) == [1, 2, 3] and list(line.get_ydata()) == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_one_collection_a_look_however_many_slices():
+    few, many = simulate(some_work, 3, 1), simulate(some_work, 3, 400)
+    assert len(many.slices) > 100 * len(few.slices) / 2
+    assert len(drawn(many).collections) == len(drawn(few).collections) <= 7
+
+
+def test_the_picture_names_lanes_reasons_and_the_line_that_blocks():
+    timeline = simulate(some_work, 5, 1)
+    axes = drawn(timeline)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["main", *(f"job {n}" for n in range(5)), "event loop"]
+    key = {text.get_text() for text in axes.figure.legends[0].get_texts()}
+    assert {"running: holds the loop", "suspended: sleep", "suspended: semaphore, child tasks", "blocks the loop"} <= key
+    (label,) = {text.get_text() for text in axes.texts if "line" in text.get_text()}
+    assert "some_work.<locals>.job, line" in label and "occupy_loop(0.001 * (number + 1))" in label and "holds the loop 5 ms" in label
+    assert axes.get_xlabel() == "virtual time since start (ms)"
+
+
+def test_arrows_on_demand_go_from_the_waker_to_the_woken():
+    timeline = simulate(some_work, 4, 1)
+    arrows = [text for text in drawn(timeline, wakes=True).texts if isinstance(text, Annotation) and text.arrow_patch is not None]
+    woken = [p for p in timeline.slices if p.state == "suspended" and p.woken_by >= 0]
+    assert len(arrows) == len(woken) > 0
+    assert not [text for text in drawn(timeline).texts if getattr(text, "arrow_patch", None)]
+
+
+def test_lanes_beyond_a_screenful_are_one_band_that_says_so():
+    axes = drawn(simulate(some_work, 100, 1))
+    labels = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert len(labels) == swimlanes.MOST_LANES + 2
+    assert labels[-2] == f"{101 - swimlanes.MOST_LANES} more lanes:\nshare in each state"
+    assert len(drawn(simulate(some_work, 100, 1), only=["main", "job 99"]).get_yticklabels()) == 3
+
+
+def test_a_lane_that_is_not_there_is_named():
+    with pytest.raises(KeyError, match="no lane called 'job 9'; the lanes are main, job 0"):
+        drawn(simulate(some_work, 1, 1), only=["job 9"])
+
+
+def test_two_timelines_share_one_scale(displayed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures, "png", lambda figure: seen.append([axes.get_xlim() for axes in figure.axes]) or "")
+    short, long = simulate(some_work, 2, 1, "short"), simulate(some_work, 2, 3, "long")
+    short.plot(beside=long)
+    assert seen[0][0] == seen[0][1]
+    alt = displayed[0][0]["text/plain"]
+    assert alt.startswith("Timeline of short: 3 lanes (3 finished); suspended on") or "Timeline of short: 3 lanes (2 finished" in alt
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1), st.floats(0, 0.2)), min_size=1, max_size=200))
+def test_boxes_left_out_are_covered_by_boxes_drawn(found):
+    """Every pixel that a box touches is still touched by a box of the same lane."""
+    rows = [(float(lane), start, min(start + length, 1.0), 0.3) for lane, start, length in found]
+    axes = Figure().subplots()
+    swimlanes._add_boxes(axes, rows, 1.0, figures.RUNNING, "")
+    (collection,) = [c for c in axes.collections if isinstance(c, PolyCollection)]
+    touched = {(row, pixel) for row, start, end, _ in rows for pixel in (int(start * 2000), int(end * 2000))}
+    kept = np.zeros((3, 2002), dtype=bool)
+    for path in collection.get_paths():
+        x, y = path.vertices[:, 0] / 1000, path.vertices[:, 1]
+        kept[round(float(y.min() + 0.3)), int(x.min() * 2000 + 1e-9) : int(x.max() * 2000 + 1e-9) + 1] = True
+    assert all(kept[int(row), max(pixel - 1, 0) : pixel + 2].any() for row, pixel in touched)
+
+
+def test_a_png_is_small_and_has_no_date():
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    swimlanes.draw(figure.subplots(), simulate(some_work, 10, 20))
+    data = base64.b64decode(figures.png(figure))
+    assert len(data) < 150_000
+    assert b"Software" not in data
+    width = struct.unpack(">I", data[16:20])[0]
+    assert width == 800

@@ -1,0 +1,120 @@
+"""The measuring devices and the sandbox: they measure what they say, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+from support import probes
+from support.clock import simulate
+from support.sandbox import run_cells, run_script
+
+
+def test_the_stopwatch_and_the_cost_of_one():
+    async def main() -> tuple[float, float]:
+        return await probes.seconds(asyncio.sleep(0.05)), await probes.cost_us(lambda: asyncio.sleep(0.002), 5)
+
+    took, cost = asyncio.run(main())
+    assert took >= 0.049
+    assert cost >= 1900
+    with pytest.raises(ValueError, match="positive whole number of times, not 0"):
+        asyncio.run(probes.cost_us(lambda: asyncio.sleep(0), 0))
+
+
+def test_a_heartbeat_sees_a_block_and_ends_with_the_work():
+    async def main() -> tuple[float, float, int]:
+        free = max(late for _, late in await probes.lag_beside(lambda: asyncio.sleep(0.1)))
+        held = max(late for _, late in await probes.lag_beside(lambda: time.sleep(0.5)))
+        return free, held, len(asyncio.all_tasks())
+
+    free, held, tasks = asyncio.run(main())
+    assert held > 400 > 2 * free
+    assert tasks == 1
+
+
+def test_a_heartbeat_ends_when_the_work_fails():
+    async def main() -> int:
+        async def fails() -> None:
+            raise ValueError
+
+        with pytest.raises(ValueError):
+            await probes.lag_beside(fails)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(main()) == 1
+
+
+def test_a_sleeping_loop_asks_rarely_and_a_polling_one_often():
+    async def sleeps() -> None:
+        await asyncio.gather(*[asyncio.sleep(seconds) for seconds in (0.02, 0.04, 0.06)])
+
+    async def polls() -> None:
+        for _ in range(5000):
+            await asyncio.sleep(0)
+
+    async def main() -> list[tuple[int, float]]:
+        return [await probes.count_selects(sleeps), await probes.count_selects(polls)]
+
+    (calm, _), (busy, _) = asyncio.run(main())
+    assert calm <= 30
+    assert busy >= 5000
+
+
+def test_parked_tasks_are_weighed_and_gone():
+    assert 500 < simulate(probes.parked_bytes, 500) < 5000
+
+
+def test_a_slow_file_makes_its_reader_wait():
+    start = time.monotonic()
+    assert probes.read_slow_file(0.1) == "late"
+    assert time.monotonic() - start >= 0.1
+
+
+def test_a_script_runs_in_a_process_of_its_own():
+    assert asyncio.run(run_script("import os; print(os.getpid())")) != f"{os.getpid()}\n"
+    assert asyncio.run(run_script("print('ü')\nif __name__ == '__main__': print('main')")) == "ü\nmain\n"
+
+
+def test_a_script_that_fails_or_hangs_is_an_error_of_one_sentence():
+    with pytest.raises(RuntimeError, match=r"^run_script: the script failed: ValueError: no$"):
+        asyncio.run(run_script("raise ValueError('no')"))
+    with pytest.raises(TimeoutError, match=r"^run_script: the script was still running after 0.5 s and was stopped\.$"):
+        asyncio.run(run_script("import time; time.sleep(60)", timeout=0.5))
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_a_script_dies_with_its_parent():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent("""
+            import asyncio
+            from support.sandbox import run_script
+            print(asyncio.run(run_script("import time; time.sleep(60)")))
+        """)], start_new_session=True,
+    )  # fmt: skip
+    child = None
+    deadline = time.monotonic() + 20
+    while child is None and time.monotonic() < deadline:
+        child = next(iter(psutil.Process(parent.pid).children()), None)
+        time.sleep(0.02)
+    assert child is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_cells_in_a_fresh_kernel_answer_or_do_not():
+    async def main() -> list[list[str]]:
+        hangs, fails = ["import asyncio; await asyncio.sleep(0.01)", "while True: pass"], ["1 / 0", "1"]
+        return await asyncio.gather(run_cells(hangs, timeout=1.5), run_cells(fails))
+
+    assert asyncio.run(main()) == [["ok", "no answer"], ["error", "aborted"]]
+    assert psutil.Process().children(recursive=True) == []
