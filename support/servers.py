@@ -12,7 +12,6 @@ import http.client
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,77 +19,16 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Self
 from urllib.parse import urlencode
 
+from support import server_process
+from support.server_process import GRACE, HOST, listen, uvicorn_server
 from support.upstream import endpoint_of
 
-HOST = "127.0.0.1"
 LOG_LINES = 200
-GRACE = 0.4  # seconds at most that a child takes to shut down in order
 LOOPS, PROTOCOLS = ("auto", "asyncio", "uvloop"), ("auto", "h11", "httptools")
-# The child finds modules where this process finds them.
-CHILD = """
-import json, sys
-options = json.loads(sys.argv[1])
-sys.path[:] = options.pop("sys_path")
-from support import servers
-servers._run_child(**options)
-"""
-
 _servers: dict[str, "Server"] = {}
-
-
-def listen(port: int = 0) -> socket.socket:
-    """Return a bound socket on 127.0.0.1; port 0 takes a free one. Raises OSError, naming the port.
-
-    The protocol is spelled out because asyncio sets TCP_NODELAY on a connection only if its
-    listener says IPPROTO_TCP. Without it, an answer sent in two parts waits 40 ms for the client.
-    """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":  # elsewhere the option lets two servers share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((HOST, port))
-    except (OSError, OverflowError, TypeError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"Port {port!r} on {HOST} cannot be used ({reason}): "
-                      "stop what uses it, or pass port=0 for a free one.") from None
-    return listener
-
-
-def _uvicorn_server(app: Any, loop: str, http: str, when_ready: Callable[[], None]) -> Any:
-    """Return a uvicorn server that calls `when_ready` once its start-up is complete."""
-    import uvicorn
-
-    class EventfulServer(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            self.loop = asyncio.get_running_loop()
-            when_ready()
-
-    # Keep-alive outlasts that of clients, so that none meets a connection that closes as it sends.
-    config = uvicorn.Config(app, loop=loop, http=http, log_config=None, log_level="warning",
-                            access_log=False, proxy_headers=False, timeout_keep_alive=75,
-                            timeout_graceful_shutdown=0)
-    config.load()
-    told = config.loaded_app
-    if hasattr(told, "connection_opened"):  # it wants to know, as the practice upstream does
-
-        class TellingProtocol(config.http_protocol_class):
-            def connection_made(self, transport: Any) -> None:
-                super().connection_made(transport)
-                told.connection_opened(self.client)
-
-            def connection_lost(self, exc: Exception | None) -> None:
-                told.connection_closed(self.client)
-                super().connection_lost(exc)
-
-        config.http_protocol_class = TellingProtocol
-    return EventfulServer(config)
 
 
 class Server:
@@ -151,9 +89,12 @@ class ProcessServer(Server):
         group = ({"start_new_session": True} if os.name == "posix" else
                  {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP})
         options["sys_path"] = [str(folder) for folder in sys.path]
+        # By its path, not by its name: the notebook's folder must not decide what is imported. Nor
+        # must the folder of that file (-P), which has a module trace, as the standard library has.
+        command = [sys.executable, "-u", "-P", server_process.__file__, json.dumps(options)]
         self._child = subprocess.Popen(
-            [sys.executable, "-u", "-c", CHILD, json.dumps(options)], text=True, errors="replace",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **group)
+            command, text=True, errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, **group)
         self.pid, stderr = self._child.pid, self._child.stderr
         self._reader = threading.Thread(target=self._log.extend, args=(stderr,), daemon=True)
         self._reader.start()
@@ -182,41 +123,6 @@ class ProcessServer(Server):
             self._child.wait()
         self._reader.join(1)
         self._child.stderr.close()
-
-
-def _run_child(app: str, port: int, loop: str, http: str) -> None:
-    """Serve until the parent lets go of the pipe on stdin. Runs in the child process only."""
-    report = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the application prints goes to the log
-    server, done = None, threading.Event()
-
-    def end_group() -> None:
-        if os.name == "posix" and os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)  # with whatever the application has started
-        os._exit(0)
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        if server:
-            server.should_exit = True
-            done.wait(GRACE)
-        end_group()
-
-    def when_ready() -> None:
-        with report:
-            print(listener.getsockname()[1], file=report)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        listener = listen(port)
-        server = _uvicorn_server(app, loop, http, when_ready)
-        server.run(sockets=[listener])
-    except Exception:
-        traceback.print_exc()
-    finally:
-        done.set()
-        end_group()
 
 
 class ThreadServer(Server):
@@ -250,7 +156,7 @@ class ThreadServer(Server):
         logger.addHandler(handler)
         logger.propagate = False
         try:
-            self._uvicorn = _uvicorn_server(app, loop, http, when_ready)
+            self._uvicorn = uvicorn_server(app, loop, http, when_ready)
             self._uvicorn.run(sockets=[listener])
         except BaseException as error:
             if not isinstance(error, SystemExit):  # uvicorn has logged why

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from support import servers
+from support import server_process, servers
 
 ROOT = Path(__file__).resolve().parent.parent
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and process groups")
@@ -213,10 +213,25 @@ def test_connections_have_no_delay(folder: Path, loop: str) -> None:
 
 
 def test_the_listener_says_tcp() -> None:
-    with servers.listen() as listener:
+    with server_process.listen() as listener:
         assert listener.proto == socket.IPPROTO_TCP
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert listener.getsockname()[0] == "127.0.0.1"
+
+
+def test_the_process_finds_modules_where_this_one_does(
+        folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("support", "json"):
+        (elsewhere / f"{name}.py").write_text("raise ImportError('the wrong module')")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    with servers.serve("beside_app:app") as server:
+        assert int(get(server)) == server.pid
+    with servers.serve("support.upstream:app") as server:
+        assert json.loads(get(server, "/stats"))["requests"] == 0
 
 
 # Gone with its parent
@@ -289,7 +304,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("in_process", [False, True])
 def test_a_port_taken_is_named(in_process: bool) -> None:
-    with servers.listen() as taken:
+    with server_process.listen() as taken:
         taken.listen()
         port = taken.getsockname()[1]
         named = rf"^Port {port} on 127\.0\.0\.1 cannot be used \(.+\): stop what uses it"

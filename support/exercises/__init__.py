@@ -1,0 +1,22 @@
+"""Exercises: ``check`` an answer, ``predict`` before measuring, see ``hint`` and ``progress``."""
+
+from .chapter01 import Pause
+from .engine import Exercise, Verdict, check, evaluate, exercises, hint
+from .predict import Prediction, predict
+from .store import Score, progress, score, scores
+
+__all__ = [
+    "Exercise",
+    "Pause",
+    "Prediction",
+    "Score",
+    "Verdict",
+    "check",
+    "evaluate",
+    "exercises",
+    "hint",
+    "predict",
+    "progress",
+    "score",
+    "scores",
+]

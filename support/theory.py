@@ -1,0 +1,300 @@
+"""Closed forms to lay over measurements.
+
+Pure functions of numbers. Times are in seconds, rates per second, sizes and counts plain numbers,
+probabilities and fractions from 0 to 1. Each docstring names the source and what the formula
+assumes. An input out of range raises a ValueError that names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+EULER_GAMMA = 0.5772156649015329
+
+
+def _need(ok: bool, name: str, value: object, what: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {what}, not {value!r}.")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        _need(0 < value < math.inf, name, value, "a finite number above 0")
+
+
+def _not_negative(**values: float) -> None:
+    for name, value in values.items():
+        _need(0 <= value < math.inf, name, value, "a finite number from 0 up")
+
+
+def _fraction(**values: float) -> None:
+    for name, value in values.items():
+        _need(0 <= value <= 1, name, value, "from 0 to 1")
+
+
+def _count(least: int, **values: int) -> None:
+    for name, value in values.items():
+        _need(
+            value == int(value) and value >= least, name, value, f"a whole number from {least} up"
+        )
+
+
+def sequential_time(waits: Sequence[float], busy: Sequence[float] | float = 0.0) -> float:
+    """Seconds for tasks awaited one after another: the sum of all waits and all work."""
+    return sum(_busy(waits, busy)) + sum(waits)
+
+
+def concurrent_time(
+    waits: Sequence[float], busy: Sequence[float] | float = 0.0, *, first: str = "busy"
+) -> float:
+    """Seconds for tasks started together on one loop, each with one stretch of work, one wait.
+
+    waits: seconds suspended, one per task, in starting order. busy: seconds that each holds the
+    loop. first: "busy" when each task works and then waits, as a request is built before it is
+    sent; "wait" when it waits and then works, as an answer is parsed after it came.
+
+    Work first: max over i of (busy_1 + ... + busy_i + wait_i), for task i leaves the loop when
+    all before it have. Work last: max over i of (wait_i + the work of i and of all that wake after
+    it). One machine with delivery or release times (Pinedo, Scheduling, ch. 3).
+    """
+    work = _busy(waits, busy)
+    _need(first in ("busy", "wait"), "first", first, '"busy" or "wait"')
+    pairs = list(zip(waits, work, strict=True))
+    if first == "wait":  # the same sum, read from the end
+        pairs = sorted(pairs, key=lambda pair: pair[0], reverse=True)
+    held = longest = 0.0
+    for wait, own in pairs:
+        held += own
+        longest = max(longest, held + wait)
+    return longest
+
+
+def concurrent_time_floor(waits: Sequence[float], busy: Sequence[float] | float = 0.0) -> float:
+    """Seconds below which no order of the tasks gets: max(all work, longest single task).
+
+    The work that comes before the last task's wait is on top of it: see ``concurrent_time``.
+    """
+    work = _busy(waits, busy)
+    alone = (own + wait for wait, own in zip(waits, work, strict=True))
+    return max(sum(work), max(alone, default=0.0))
+
+
+def _busy(waits: Sequence[float], busy: Sequence[float] | float) -> list[float]:
+    for seconds in waits:
+        _not_negative(waits=seconds)
+    work = [float(busy)] * len(waits) if isinstance(busy, (int, float)) else list(busy)
+    for seconds in work:
+        _not_negative(busy=seconds)
+    _need(len(work) == len(waits), "busy", busy, f"one number, or one per wait ({len(waits)})")
+    return work
+
+
+def blocked_latency(wait: float, block_start: float, block_end: float, start: float = 0.0) -> float:
+    """Seconds that a task takes when somebody holds the loop while it waits.
+
+    The task starts at ``start`` and its timer is due ``wait`` later. Due inside the block, it is
+    served when the block ends: wait + (block_end - due). Due outside, it takes ``wait``.
+    """
+    _not_negative(wait=wait, block_start=block_start, start=start)
+    _need(block_end >= block_start, "block_end", block_end, "at or after block_start")
+    due = start + wait
+    return wait + (block_end - due if block_start <= due < block_end else 0.0)
+
+
+def little_concurrency(rate: float, time_in_system: float) -> float:
+    """Mean number in a system: L = lambda W (Little, Operations Research 9, 1961)."""
+    _not_negative(rate=rate, time_in_system=time_in_system)
+    return rate * time_in_system
+
+
+def little_rate(concurrency: float, time_in_system: float) -> float:
+    """Completions per second that ``concurrency`` in flight can give: lambda = L / W."""
+    _not_negative(concurrency=concurrency)
+    _positive(time_in_system=time_in_system)
+    return concurrency / time_in_system
+
+
+def waves_time(jobs: int, limit: int, seconds: float) -> float:
+    """Seconds for equal jobs, ``limit`` at once: ceil(jobs / limit) waves of ``seconds``."""
+    _count(0, jobs=jobs)
+    _count(1, limit=limit)
+    _not_negative(seconds=seconds)
+    return math.ceil(jobs / limit) * seconds
+
+
+def throughput_bound(concurrency: float, service_time: float, capacity: float) -> float:
+    """Most completions per second: min(N / S, capacity) (Denning and Buzen, 1978)."""
+    _positive(capacity=capacity)
+    return min(little_rate(concurrency, service_time), capacity)
+
+
+def response_time_bound(concurrency: float, service_time: float, capacity: float) -> float:
+    """Least seconds per request: max(S, N / capacity). The knee is at N = capacity * S."""
+    _positive(service_time=service_time, capacity=capacity)
+    _not_negative(concurrency=concurrency)
+    return max(service_time, concurrency / capacity)
+
+
+def usl_throughput(n: float, gain: float, contention: float, coherence: float) -> float:
+    """Universal scalability law: gain n / (1 + a(n - 1) + b n(n - 1)) (Gunther, 2007)."""
+    _positive(n=n, gain=gain)
+    _not_negative(contention=contention, coherence=coherence)
+    return gain * n / (1 + contention * (n - 1) + coherence * n * (n - 1))
+
+
+def usl_peak(contention: float, coherence: float) -> float:
+    """The n where the USL curve turns down: sqrt((1 - a) / b)."""
+    _fraction(contention=contention)
+    _positive(coherence=coherence)
+    return math.sqrt((1 - contention) / coherence)
+
+
+def _offered_load(rate: float, service_time: float, servers: int) -> float:
+    _positive(rate=rate, service_time=service_time)
+    _count(1, servers=servers)
+    load = rate * service_time
+    _need(load < servers, "rate * service_time", load, f"below servers ({servers}), or it piles up")
+    return load
+
+
+def erlang_c(rate: float, service_time: float, servers: int) -> float:
+    """Probability that an arrival must wait for one of ``servers`` (Erlang, 1917; M/M/c).
+
+    Poisson arrivals, exponential service. By Erlang B's recursion, which cannot overflow.
+    """
+    load = _offered_load(rate, service_time, servers)
+    blocked = 1.0
+    for busy in range(1, servers + 1):
+        blocked = load * blocked / (busy + load * blocked)
+    return blocked / (1 - (load / servers) * (1 - blocked))
+
+
+def erlang_c_mean_wait(rate: float, service_time: float, servers: int) -> float:
+    """Mean seconds in the queue of an M/M/c, service not counted: C / (c mu - lambda)."""
+    return erlang_c(rate, service_time, servers) / (servers / service_time - rate)
+
+
+def erlang_c_wait_quantile(q: float, rate: float, service_time: float, servers: int) -> float:
+    """Seconds that a fraction ``q`` of the arrivals at an M/M/c waits at most.
+
+    From P(W > t) = C exp(-(c mu - lambda) t).
+    """
+    _need(0 <= q < 1, "q", q, "from 0 to below 1")
+    waiting = erlang_c(rate, service_time, servers)
+    if waiting <= 1 - q:
+        return 0.0
+    return math.log(waiting / (1 - q)) / (servers / service_time - rate)
+
+
+def mm1k_loss(utilisation: float, places: int) -> float:
+    """Fraction turned away by one server with ``places`` (the one in service counts): M/M/1/K.
+
+    (1 - rho) rho^K / (1 - rho^(K + 1)); 1 / (K + 1) at rho = 1 (Kleinrock, Queueing Systems 1).
+    """
+    _positive(utilisation=utilisation)
+    _count(1, places=places)
+    if utilisation == 1:
+        return 1 / (places + 1)
+    if utilisation > 1:  # the same fraction, written so that no power overflows
+        return (1 - 1 / utilisation) / (1 - utilisation ** -(places + 1))
+    return (1 - utilisation) * utilisation**places / (1 - utilisation ** (places + 1))
+
+
+def full_queue_wait(places: int, service_rate: float, z: float = 2.33) -> float:
+    """Seconds behind a full queue: K / mu + z sqrt(K) / mu; z = 2.33 gives about the p99.
+
+    The sum of K exponential services has mean K / mu and deviation sqrt(K) / mu; nearly normal.
+    """
+    _count(1, places=places)
+    _positive(service_rate=service_rate)
+    return (places + z * math.sqrt(places)) / service_rate
+
+
+def hedged_tail(survival: Callable[[float], float], t: float, delay: float) -> float:
+    """P(latency > t) when a second, independent call starts after ``delay``: S(t) S(t - d).
+
+    ``survival(t)`` is P(one call takes longer than t) (Dean and Barroso, The Tail at Scale, 2013).
+    """
+    _not_negative(t=t, delay=delay)
+    return survival(t) * (survival(t - delay) if t >= delay else 1.0)
+
+
+def hedge_extra_load(survival: Callable[[float], float], delay: float) -> float:
+    """Fraction of calls that a hedge after ``delay`` doubles: S(d)."""
+    _not_negative(delay=delay)
+    return survival(delay)
+
+
+def retry_attempts(failure: float, retries: int, layers: int = 1) -> float:
+    """Mean attempts at the bottom per request: (1 - p^n) / (1 - p) with n = (r + 1)^layers.
+
+    failure: chance p that one attempt fails, independently. At p = 1 one request becomes n.
+    """
+    _fraction(failure=failure)
+    _count(0, retries=retries)
+    _count(1, layers=layers)
+    most = (retries + 1) ** layers
+    return float(most) if failure == 1 else (1 - failure**most) / (1 - failure)
+
+
+def retry_success(failure: float, retries: int) -> float:
+    """Chance that one of 1 + retries independent attempts succeeds: 1 - p^(r + 1)."""
+    _fraction(failure=failure)
+    _count(0, retries=retries)
+    return 1 - failure ** (retries + 1)
+
+
+def xfetch_probability(time_left: float, delta: float, beta: float = 1.0) -> float:
+    """Chance that a read with ``time_left`` to expiry refreshes early: exp(-t / (beta delta)).
+
+    delta: seconds that a recomputation takes. Source: Vattani, Chierichetti, Lowenstein,
+    Optimal Probabilistic Cache Stampede Prevention, 2015.
+    """
+    _not_negative(time_left=time_left)
+    _positive(delta=delta, beta=beta)
+    return math.exp(-time_left / (beta * delta))
+
+
+def xfetch_recomputations(beta: float = 1.0) -> float:
+    """Mean recomputations per expiry under XFetch, for Poisson reads: e^(1 / beta).
+
+    In the delta seconds of the first refresh the chance of another grows by that factor. Needs
+    many reads per recomputation: rate * beta * delta well above 1.
+    """
+    _positive(beta=beta)
+    return math.exp(1 / beta)
+
+
+def xfetch_mean_lead(rate: float, delta: float, beta: float = 1.0) -> float:
+    """Mean seconds before expiry at which the first early refresh starts.
+
+    beta delta (ln(rate beta delta) + 0.5772): the mean of the Gumbel law that the first of many
+    ever more likely refreshes follows. Needs rate * beta * delta above 1.
+    """
+    _positive(rate=rate, delta=delta, beta=beta)
+    reads = rate * beta * delta
+    _need(reads > 1, "rate * beta * delta", reads, "above 1")
+    return beta * delta * (math.log(reads) + EULER_GAMMA)
+
+
+def hit_ratio(rate: float, ttl: float) -> float:
+    """Fraction of Poisson reads of one key served by a cache: rate T / (1 + rate T).
+
+    Per cycle one miss, then rate * ttl hits on average until the entry expires.
+    """
+    _not_negative(rate=rate, ttl=ttl)
+    return rate * ttl / (1 + rate * ttl)
+
+
+def stalled_quantile(q: float, stall: float, duration: float, utilisation: float) -> float:
+    """The q-quantile latency that an open-loop client sees when the server stops once.
+
+    stall - (1 - q) duration (1 - utilisation), at least 0: latencies fall evenly from ``stall`` to
+    nothing while the backlog lasts; service time is neglected. A closed loop sends one request
+    into the stall and misses the rest: coordinated omission (Tene, How NOT to Measure Latency).
+    """
+    _fraction(q=q)
+    _positive(stall=stall, duration=duration)
+    _need(0 <= utilisation < 1, "utilisation", utilisation, "from 0 to below 1")
+    return max(0.0, stall - (1 - q) * duration * (1 - utilisation))
