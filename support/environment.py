@@ -17,11 +17,14 @@ PROJECT = "async-python-measured"
 
 def problems() -> Iterator[str]:
     """One sentence for each thing that is missing or wrong, and what to do about it."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is the place that says so
         yield f"Python {sys.version_info.major}.{sys.version_info.minor} is too old: install 3.11 or newer, then run `make lab`."
     yield from _package_problems()
     try:
-        with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname(), timeout=5):
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.create_connection(listener.getsockname(), timeout=5),
+        ):
             pass
     except OSError as error:
         yield f"A server on 127.0.0.1 cannot be reached ({error.strerror or error}): allow connections to this machine itself."

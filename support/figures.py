@@ -103,11 +103,23 @@ def measured_against_theory(
         ValueError: the three sequences differ in length.
     """
     if not len(x) == len(runs) == len(theory):
-        raise ValueError(f"measured_against_theory: {len(x)} x values, {len(runs)} groups of runs and {len(theory)} theory values do not match.")
+        raise ValueError(
+            f"measured_against_theory: {len(x)} x values, {len(runs)} groups of runs and {len(theory)} theory values do not match."
+        )
     middle = np.array([np.median(group) for group in runs])
     low, high = np.array([min(group) for group in runs]), np.array([max(group) for group in runs])
     axes.plot(x, theory, color=THEORY, linestyle="--", label=f"theory: {formula}", zorder=1)
-    axes.errorbar(x, middle, yerr=[middle - low, high - middle], color=color, marker=marker, linestyle="none", capsize=3, label=label, zorder=2)
+    axes.errorbar(
+        x,
+        middle,
+        yerr=[middle - low, high - middle],
+        color=color,
+        marker=marker,
+        linestyle="none",
+        capsize=3,
+        label=label,
+        zorder=2,
+    )
     return float(np.max(np.abs(middle - np.array(theory)) / np.array(theory)))
 
 
@@ -118,7 +130,14 @@ def ladder(axes: Axes, rungs: Mapping[str, Sequence[float]], *, unit: str) -> No
     for row, (name, middle) in enumerate(zip(names, middles, strict=True)):
         axes.barh(row, middle, color=NETWORK, edgecolor=RUNNING, linewidth=0.6, height=0.6)
         axes.plot([min(rungs[name]), max(rungs[name])], [row, row], color=RUNNING, linewidth=1.2)
-        axes.annotate(f"{middle:.2g} {unit}", (max(rungs[name]), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(
+            f"{middle:.2g} {unit}",
+            (max(rungs[name]), row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
     axes.set_xscale("log")
     axes.set_xlim(min(middles) / 3, max(max(group) for group in rungs.values()) * 6)
     axes.set_yticks(range(len(names)), names)
@@ -126,15 +145,31 @@ def ladder(axes: Axes, rungs: Mapping[str, Sequence[float]], *, unit: str) -> No
     axes.set_xlabel(f"cost of one ({unit}, logarithmic)")
 
 
-def bars(axes: Axes, values: Mapping[str, float], *, unit: str, theory: Mapping[str, float] | None = None, digits: int = 2) -> None:
+def bars(
+    axes: Axes, values: Mapping[str, float], *, unit: str, theory: Mapping[str, float] | None = None, digits: int = 2
+) -> None:
     """Horizontal bars with their value beside them; a dashed tick marks what the theory says."""
     names = list(values)
     for row, name in enumerate(names):
         axes.barh(row, values[name], color=NETWORK, edgecolor=RUNNING, linewidth=0.6, height=0.55)
         if theory is not None:
-            axes.plot([theory[name]] * 2, [row - 0.42, row + 0.42], color=THEORY, linestyle="--", linewidth=2.2, label="theory" if row == 0 else None)
+            axes.plot(
+                [theory[name]] * 2,
+                [row - 0.42, row + 0.42],
+                color=THEORY,
+                linestyle="--",
+                linewidth=2.2,
+                label="theory" if row == 0 else None,
+            )
         reach = max(values[name], theory[name] if theory is not None else 0)
-        axes.annotate(f"{values[name]:.{digits}f} {unit}".strip(), (reach, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(
+            f"{values[name]:.{digits}f} {unit}".strip(),
+            (reach, row),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(x=0.16)
@@ -146,7 +181,8 @@ def lag_trace(axes: Axes, due: Sequence[float], late: Sequence[float], *, color:
 
     Both in milliseconds. The width of a wedge is its height: a block of 300 ms is 300 ms wide.
     """
-    corners = [[(d, 0), (d + max(l, 0), max(l, 0)), (d + max(l, 0), 0)] for d, l in zip(due, late, strict=True)]
+    high = [max(lateness, 0.0) for lateness in late]
+    corners = [[(start, 0), (start + top, top), (start + top, 0)] for start, top in zip(due, high, strict=True)]
     axes.add_collection(PolyCollection(corners, facecolors=color, edgecolors=color, linewidths=0.8))
     axes.plot(due, [0] * len(due), "|", color=color, markersize=4)
     axes.autoscale_view()
@@ -172,7 +208,9 @@ def draw_timeline(axes: Axes, timeline: Any, **options: Any) -> None:
     draw(axes, timeline, **options)
 
 
-def show_timeline(timeline: Any, *, alt: str = "", beside: Any = None, height: float | None = None, **options: Any) -> None:
+def show_timeline(
+    timeline: Any, *, alt: str = "", beside: Any = None, height: float | None = None, **options: Any
+) -> None:
     """Display one timeline, or two side by side on the same time scale.
 
     Args:
@@ -189,7 +227,9 @@ def show_timeline(timeline: Any, *, alt: str = "", beside: Any = None, height: f
     use_style()
     total = height or sum(1.35 + (0.27 if count <= 20 else 0.2) * count for count in rows)
     figure = Figure(figsize=(WIDTH, total), layout="constrained")
-    panels = figure.subplots(len(pair), 1, squeeze=False, sharex=True, height_ratios=[count + 3 for count in rows])[:, 0]
+    panels = figure.subplots(len(pair), 1, squeeze=False, sharex=True, height_ratios=[count + 3 for count in rows])[
+        :, 0
+    ]
     for panel, one in zip(panels, pair, strict=True):
         draw(panel, one, key=one is pair[-1], **options)
     if beside is not None:

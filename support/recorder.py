@@ -81,18 +81,24 @@ class record:  # noqa: N801 - reads as a verb at the call: with record() as time
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError("record() found no running event loop: use it inside an async function, or in a notebook cell that awaits.") from None
+            raise RuntimeError(
+                "record() found no running event loop: use it inside an async function, or in a notebook cell that awaits."
+            ) from None
         if not hasattr(loop, "_call_soon") or not hasattr(loop, "_selector"):
             raise RuntimeError(
                 f"record() cannot see inside {type(loop).__module__}.{type(loop).__qualname__}: record the same code on asyncio's own loop, the default of asyncio.run()."
             )
         if "_call_soon" in vars(loop):
-            raise RuntimeError("record() is already recording this loop: leave the outer record() block first, or put both pieces of code into one.")
+            raise RuntimeError(
+                "record() is already recording this loop: leave the outer record() block first, or put both pieces of code into one."
+            )
         self._loop = loop
         self._timeline, self._close = _install(loop, self._title, self._threshold)
         return self._timeline
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._close()
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 
-
 # The child watches a pipe that only its parent holds: when the parent is gone, also by kill -9, so is the child.
 _WATCH_AND_RUN = """
 import os, runpy, sys, threading
@@ -39,10 +38,14 @@ async def run_script(source: str, *, timeout: float = 30.0) -> str:
         pipes = (process.stdout, process.stderr)
         try:
             async with asyncio.timeout(timeout):
-                output, errors = await asyncio.gather(*[asyncio.to_thread(pipe.read) for pipe in pipes if pipe is not None])
+                output, errors = await asyncio.gather(
+                    *[asyncio.to_thread(pipe.read) for pipe in pipes if pipe is not None]
+                )
                 await asyncio.to_thread(process.wait)
         except TimeoutError:
-            raise TimeoutError(f"run_script: the script was still running after {timeout:g} s and was stopped.") from None
+            raise TimeoutError(
+                f"run_script: the script was still running after {timeout:g} s and was stopped."
+            ) from None
         finally:
             process.kill()  # nothing to do where it has ended; else this also frees the reading threads
             process.wait()

@@ -29,7 +29,12 @@ _LOOK = {
     "worker": (OTHER, 0.30, "", "running in a thread"),
 }
 _MARKS = {"timed out": "v", "cancel requested": "1"}
-_ENDS = {"finished": ("", RUNNING), "failed": ("x", BLOCKED), "cancelled": ("|", BLOCKED), "garbage collected": ("D", BLOCKED)}
+_ENDS = {
+    "finished": ("", RUNNING),
+    "failed": ("x", BLOCKED),
+    "cancelled": ("|", BLOCKED),
+    "garbage collected": ("D", BLOCKED),
+}
 
 
 def lanes_drawn(timeline: Timeline) -> int:
@@ -40,7 +45,10 @@ def lanes_drawn(timeline: Timeline) -> int:
 
 def summary_text(timeline: Timeline) -> str:
     """One sentence that says what the picture shows, without a number that changes from run to run."""
-    waits = ", ".join(sorted({piece.why for piece in timeline.slices if piece.state == "suspended" and piece.why})) or "nothing"
+    waits = (
+        ", ".join(sorted({piece.why for piece in timeline.slices if piece.state == "suspended" and piece.why}))
+        or "nothing"
+    )
     ends = Counter(lane.error or lane.outcome for lane in timeline.lanes)
     told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items(), key=str))
     return f"Timeline{' of ' + timeline.title if timeline.title else ''}: {len(timeline.lanes)} lanes ({told}); suspended on {waits}."
@@ -55,7 +63,13 @@ def _look_of(piece: Slice, lane: Lane) -> str:
 
 
 def draw(
-    axes: Axes, timeline: Timeline, *, wakes: bool = False, spawns: bool = False, key: bool = True, only: list[str] | None = None
+    axes: Axes,
+    timeline: Timeline,
+    *,
+    wakes: bool = False,
+    spawns: bool = False,
+    key: bool = True,
+    only: list[str] | None = None,
 ) -> None:
     """Draw ``timeline`` on ``axes``.
 
@@ -83,7 +97,11 @@ def draw(
             if piece.lane in by_index:
                 rest.append(piece)
             continue
-        is_block = piece.end - piece.start >= timeline.threshold and piece.state == "running" and (piece.lane, piece.start) in blocked
+        is_block = (
+            piece.end - piece.start >= timeline.threshold
+            and piece.state == "running"
+            and (piece.lane, piece.start) in blocked
+        )
         look = "blocked" if is_block else _look_of(piece, by_index[piece.lane])
         boxes[look].append((row, piece.start, piece.end, 0.42 if is_block else _LOOK[look][1]))
     bottom = len(shown)
@@ -99,9 +117,19 @@ def draw(
     _draw_loop(axes, timeline, loop_row)
     _draw_marks(axes, timeline, row_of)
     if wakes:
-        _arrows(axes, [(p.woken_by, p.lane, p.end) for p in timeline.slices if p.state == "suspended" and p.woken_by >= 0], row_of, THEORY)
+        _arrows(
+            axes,
+            [(p.woken_by, p.lane, p.end) for p in timeline.slices if p.state == "suspended" and p.woken_by >= 0],
+            row_of,
+            THEORY,
+        )
     if spawns:
-        _arrows(axes, [(lane.spawner, lane.index, lane.born - timeline.origin) for lane in shown if lane.spawner is not None], row_of, OTHER)
+        _arrows(
+            axes,
+            [(lane.spawner, lane.index, lane.born - timeline.origin) for lane in shown if lane.spawner is not None],
+            row_of,
+            OTHER,
+        )
     _label_blocks(axes, timeline, row_of, loop_row)
     ticks = [*range(len(shown)), *([len(shown) + 0.5] if len(lanes) > len(shown) else []), loop_row]
     axes.set_yticks(ticks, [*labels, "event loop"])
@@ -116,7 +144,9 @@ def draw(
         _draw_key(axes, timeline, [look for look in _LOOK if look in boxes], wakes=wakes, spawns=spawns)
 
 
-def _add_boxes(axes: Axes, rows: list[tuple[float, float, float, float]], makespan: float, color: str, hatch: str) -> None:
+def _add_boxes(
+    axes: Axes, rows: list[tuple[float, float, float, float]], makespan: float, color: str, hatch: str
+) -> None:
     """One collection for all boxes of a look, each pixel of a lane drawn once."""
     data = np.array(rows)
     pixel = max(makespan, 1e-9) / _PIXELS
@@ -129,11 +159,24 @@ def _add_boxes(axes: Axes, rows: list[tuple[float, float, float, float]], makesp
     row, half = row[keep], half[keep]
     start, end = start[keep] * 1000, end[keep] * 1000
     corners = np.stack(
-        [np.stack([start, row - half], 1), np.stack([end, row - half], 1), np.stack([end, row + half], 1), np.stack([start, row + half], 1)], axis=1
+        [
+            np.stack([start, row - half], 1),
+            np.stack([end, row - half], 1),
+            np.stack([end, row + half], 1),
+            np.stack([start, row + half], 1),
+        ],
+        axis=1,
     )
     edge = 0.7 if color in (RUNNING, READY) else 0.0
     axes.add_collection(
-        PolyCollection(corners, facecolors=color, edgecolors="white" if hatch else color, linewidths=edge, hatch=hatch or None, zorder=3 if color == RUNNING else 2)
+        PolyCollection(
+            corners,
+            facecolors=color,
+            edgecolors="white" if hatch else color,
+            linewidths=edge,
+            hatch=hatch or None,
+            zorder=3 if color == RUNNING else 2,
+        )
     )
 
 
@@ -170,7 +213,11 @@ def _draw_loop(axes: Axes, timeline: Timeline, row: float) -> None:
         _add_boxes(axes, [(row, b.start, b.end, 0.28) for b in timeline.blocks], timeline.makespan, BLOCKED, "")
         axes.collections[-1].set_zorder(4)
     axes.plot(
-        np.array([0, 1, 1, 0, 0]) * timeline.makespan * 1000, row + 0.28 * np.array([-1, -1, 1, 1, -1]), color="#777777", linewidth=0.8, zorder=1
+        np.array([0, 1, 1, 0, 0]) * timeline.makespan * 1000,
+        row + 0.28 * np.array([-1, -1, 1, 1, -1]),
+        color="#777777",
+        linewidth=0.8,
+        zorder=1,
     )
 
 
@@ -180,12 +227,27 @@ def _draw_marks(axes: Axes, timeline: Timeline, row_of: dict[int, int]) -> None:
         if row is None:
             continue
         for moment, what in lane.marks:
-            axes.plot((moment - timeline.origin) * 1000, row - 0.42, marker=_MARKS[what], color=BLOCKED, markersize=7, zorder=6)
+            axes.plot(
+                (moment - timeline.origin) * 1000,
+                row - 0.42,
+                marker=_MARKS[what],
+                color=BLOCKED,
+                markersize=7,
+                zorder=6,
+            )
         marker, color = _ENDS.get(lane.outcome or "", ("", RUNNING))
         if marker and lane.ended is not None:
             moment = (lane.ended - timeline.origin) * 1000
             axes.plot(moment, row, marker=marker, color=color, markersize=8, markeredgewidth=2, zorder=6)
-            axes.annotate(lane.error or lane.outcome or "", (moment, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8, color=color)
+            axes.annotate(
+                lane.error or lane.outcome or "",
+                (moment, row),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=color,
+            )
 
 
 def _arrows(axes: Axes, pairs: list[tuple[int, int, float]], row_of: dict[int, int], color: str) -> None:
@@ -204,7 +266,9 @@ def _label_blocks(axes: Axes, timeline: Timeline, row_of: dict[int, int], loop_r
         text = f"holds the loop {block.duration * 1000:.0f} ms"
         if block.site is not None:
             source = block.site.source
-            text = f"{block.site.function}, line {block.site.line}: {source[:38]}{'…' if len(source) > 38 else ''}\n{text}"
+            text = (
+                f"{block.site.function}, line {block.site.line}: {source[:38]}{'…' if len(source) > 38 else ''}\n{text}"
+            )
         has_room = timeline.makespan - block.end > 0.3 * timeline.makespan
         anchor, offset = (block.end, 7) if has_room else (block.start, -7)
         axes.annotate(

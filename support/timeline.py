@@ -143,7 +143,9 @@ class Timeline:
         # A task that nobody named is called by its function, numbered where there are several:
         # asyncio's own numbers go on from whatever the process did before.
         short = {lane: lane.function.rpartition("<locals>.")[2] or "task" for lane in self.all_lanes}
-        nameless = [lane for lane in self.lanes if not lane.name or lane.name.startswith("Task-") or lane.kind == "thread"]
+        nameless = [
+            lane for lane in self.lanes if not lane.name or lane.name.startswith("Task-") or lane.kind == "thread"
+        ]
         alike = Counter(short[lane] for lane in nameless)
         seen: Counter[str] = Counter()
         for lane in self.all_lanes:
@@ -215,7 +217,11 @@ class Timeline:
         """The callbacks that held the loop too long, in order; the line is what a sampler saw most often."""
         self._closed()
         threads = {lane.index for lane in self.all_lanes if lane.kind == "thread"}
-        found = [(lane, start, end) for lane, _, start, end, _, _ in self._log if end - start >= self.threshold and lane not in threads]
+        found = [
+            (lane, start, end)
+            for lane, _, start, end, _, _ in self._log
+            if end - start >= self.threshold and lane not in threads
+        ]
         found += [(None, start, end) for start, end in self._callback_blocks]
         blocks = []
         for lane, start, end in sorted(found, key=lambda block: block[1]):
@@ -249,7 +255,11 @@ class Timeline:
         if state not in STATES:
             raise ValueError(f"no state called {state!r}; the states are {', '.join(STATES)}")
         pieces = self.slices if lane is None else self.slices_of(lane)
-        return sum(piece.duration for piece in pieces if piece.state == state and (why is None or why in (piece.kind, piece.why)))
+        return sum(
+            piece.duration
+            for piece in pieces
+            if piece.state == state and (why is None or why in (piece.kind, piece.why))
+        )
 
     def peak(self, why: str) -> int:
         """The most lanes that were suspended at once for this reason (a kind or a label)."""
@@ -275,7 +285,14 @@ class Timeline:
     def table(self) -> list[dict[str, Any]]:
         """One plain record a lane: name, outcome, and the seconds in each state."""
         rows = {
-            lane.index: {"lane": lane.label, "outcome": lane.error or lane.outcome, "running": 0.0, "ready": 0.0, "suspended": 0.0, "steps": 0}
+            lane.index: {
+                "lane": lane.label,
+                "outcome": lane.error or lane.outcome,
+                "running": 0.0,
+                "ready": 0.0,
+                "suspended": 0.0,
+                "steps": 0,
+            }
             for lane in self.lanes
         }
         for piece in self.slices:
@@ -296,7 +313,10 @@ class Timeline:
     def columns(self) -> dict[str, list[Any]]:
         """The records as columns: ``pandas.DataFrame(timeline.columns())``."""
         records = self.records()
-        return {name: [record[name] for record in records] for name in ("lane", "state", "start", "end", "kind", "why", "line", "woken_by")}
+        return {
+            name: [record[name] for record in records]
+            for name in ("lane", "state", "start", "end", "kind", "why", "line", "woken_by")
+        }
 
     def _cause(self, piece: Slice) -> str:
         return self.all_lanes[piece.woken_by].label if piece.woken_by >= 0 else _CAUSES[piece.woken_by]

@@ -15,12 +15,25 @@ def trace_events(timeline: Timeline) -> list[dict[str, Any]]:
 
     One thread row a lane. Format: the Trace Event Format document of the Chromium project.
     """
-    events: list[dict[str, Any]] = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": timeline.title or "timeline"}}]
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": timeline.title or "timeline"}}
+    ]
     row = {lane.index: number for number, lane in enumerate(timeline.lanes, 1)}
     for lane in timeline.lanes:
-        events.append({"ph": "M", "pid": 1, "tid": row[lane.index], "name": "thread_name", "args": {"name": lane.label}})
+        events.append(
+            {"ph": "M", "pid": 1, "tid": row[lane.index], "name": "thread_name", "args": {"name": lane.label}}
+        )
         for moment, what in lane.marks:
-            events.append({"ph": "i", "pid": 1, "tid": row[lane.index], "s": "t", "name": what, "ts": (moment - timeline.origin) * 1e6})
+            events.append(
+                {
+                    "ph": "i",
+                    "pid": 1,
+                    "tid": row[lane.index],
+                    "s": "t",
+                    "name": what,
+                    "ts": (moment - timeline.origin) * 1e6,
+                }
+            )
     for piece in timeline.slices:
         name = piece.why or piece.state
         events.append(
@@ -30,10 +43,30 @@ def trace_events(timeline: Timeline) -> list[dict[str, Any]]:
     loop_row = len(row) + 1
     events.append({"ph": "M", "pid": 1, "tid": loop_row, "name": "thread_name", "args": {"name": "event loop"}})
     for start, end in timeline.idle:
-        events.append({"ph": "X", "pid": 1, "tid": loop_row, "name": "idle", "cat": "loop", "ts": start * 1e6, "dur": (end - start) * 1e6})
+        events.append(
+            {
+                "ph": "X",
+                "pid": 1,
+                "tid": loop_row,
+                "name": "idle",
+                "cat": "loop",
+                "ts": start * 1e6,
+                "dur": (end - start) * 1e6,
+            }
+        )
     for block in timeline.blocks:
         name = f"blocked in {block.site.function}, line {block.site.line}" if block.site else "blocked"
-        events.append({"ph": "X", "pid": 1, "tid": loop_row, "name": name, "cat": "block", "ts": block.start * 1e6, "dur": block.duration * 1e6})
+        events.append(
+            {
+                "ph": "X",
+                "pid": 1,
+                "tid": loop_row,
+                "name": name,
+                "cat": "block",
+                "ts": block.start * 1e6,
+                "dur": block.duration * 1e6,
+            }
+        )
     return events
 
 

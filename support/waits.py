@@ -16,8 +16,16 @@ from typing import Any, NamedTuple
 
 _SUPPORT = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _LIBRARIES = tuple(
-    {os.path.realpath(path) + os.sep for name, path in sysconfig.get_paths().items() if name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {path + os.sep for name, path in sysconfig.get_paths().items() if name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    {
+        os.path.realpath(path) + os.sep
+        for name, path in sysconfig.get_paths().items()
+        if name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    | {
+        path + os.sep
+        for name, path in sysconfig.get_paths().items()
+        if name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
 )
 
 
@@ -55,8 +63,20 @@ _BY_FUNCTION: dict[tuple[str, str], tuple[str, str]] = {
     ("asyncpg/pool.py", "Pool._acquire"): ("lock", "connection pool"),
 }
 # A library whose every wait is, short of a better rule, a wait for the other side of a socket.
-_BY_PACKAGE = {"aiohttp": "network", "asyncpg": "network", "redis": "network", "httpx": "network", "httpcore": "network", "uvicorn": "network"}
-_BY_FILE = {"asyncio/streams.py": "network", "asyncio/selector_events.py": "network", "asyncio/base_events.py": "network", "asyncio/proactor_events.py": "network"}
+_BY_PACKAGE = {
+    "aiohttp": "network",
+    "asyncpg": "network",
+    "redis": "network",
+    "httpx": "network",
+    "httpcore": "network",
+    "uvicorn": "network",
+}
+_BY_FILE = {
+    "asyncio/streams.py": "network",
+    "asyncio/selector_events.py": "network",
+    "asyncio/base_events.py": "network",
+    "asyncio/proactor_events.py": "network",
+}
 
 
 class _CodeFacts(NamedTuple):
@@ -88,10 +108,19 @@ def _facts_of(code: CodeType) -> _CodeFacts:
 
 def _parts(awaitable: Any) -> tuple[CodeType | None, FrameType | None, Any] | None:
     """Code, frame and next link of a coroutine, generator or async generator; None for anything else."""
-    for code, frame, following in (("cr_code", "cr_frame", "cr_await"), ("gi_code", "gi_frame", "gi_yieldfrom"), ("ag_code", "ag_frame", "ag_await")):
+    for code, frame, following in (
+        ("cr_code", "cr_frame", "cr_await"),
+        ("gi_code", "gi_frame", "gi_yieldfrom"),
+        ("ag_code", "ag_frame", "ag_await"),
+    ):
         if hasattr(awaitable, code):
             return getattr(awaitable, code), getattr(awaitable, frame), getattr(awaitable, following)
-    if type(awaitable).__name__ in ("coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"):
+    if type(awaitable).__name__ in (
+        "coroutine_wrapper",
+        "async_generator_asend",
+        "async_generator_athrow",
+        "anext_awaitable",
+    ):
         # These C objects hide their target; the garbage collector knows it.
         return None, None, next((held for held in gc.get_referents(awaitable) if _has_code(held)), None)
     return None

@@ -63,7 +63,9 @@ class Program:
 
     def note(self, *facts: Any) -> None:
         task = asyncio.current_task()
-        self.seen.append((round(asyncio.get_running_loop().time(), 6), task.get_name() if task else None, STEP.get(), *facts))
+        self.seen.append(
+            (round(asyncio.get_running_loop().time(), 6), task.get_name() if task else None, STEP.get(), *facts)
+        )
 
     def spawn(self, depth: int, group: asyncio.TaskGroup | None = None) -> asyncio.Task[Any]:
         create = asyncio.create_task if group is None else group.create_task

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -113,11 +114,7 @@ def imported_modules(path: Path) -> set[str]:
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        lines = [line for cell in code for line in cell.splitlines()]
-        text = "\n".join(
-            line.strip() for line in lines if re.match(r"\s*(import|from)\s+[a-z_]", line)
-        )
-        text = re.sub(r"\(\s*$", "(_)", text, flags=re.MULTILINE)
+        text = "".join(TransformerManager().transform_cell(cell) for cell in code)
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

@@ -46,7 +46,10 @@ def test_a_closed_loopback_is_named(monkeypatch):
 
     monkeypatch.setattr(environment.socket, "create_server", refuse)
     (sentence,) = environment.problems()
-    assert sentence == "A server on 127.0.0.1 cannot be reached (Operation not permitted): allow connections to this machine itself."
+    assert (
+        sentence
+        == "A server on 127.0.0.1 cannot be reached (Operation not permitted): allow connections to this machine itself."
+    )
 
 
 def test_an_old_python_and_a_tight_limit_are_named(monkeypatch):

@@ -56,7 +56,10 @@ def test_a_picture_comes_with_its_words_in_three_places(displayed):
     (picture, metadata), (words, _) = displayed
     assert base64.b64decode(picture["image/png"])[:8] == b"\x89PNG\r\n\x1a\n"
     assert picture["text/plain"] == metadata["image/png"]["alt"] == "A line that rises from <zero> to one."
-    assert words["text/html"] == "<details><summary>The figure in words</summary>A line that rises from &lt;zero&gt; to one.</details>"
+    assert (
+        words["text/html"]
+        == "<details><summary>The figure in words</summary>A line that rises from &lt;zero&gt; to one.</details>"
+    )
 
 
 def test_a_picture_without_words_is_refused(displayed):
@@ -68,7 +71,9 @@ def test_a_picture_without_words_is_refused(displayed):
 
 def test_the_residual_is_the_worst_distance_of_a_median_from_the_theory():
     _, axes = figures.new_figure()
-    residual = figures.measured_against_theory(axes, [1, 2], [[1.0, 1.1, 1.3], [2.0, 2.0, 9.0]], [1.0, 2.5], formula="x")
+    residual = figures.measured_against_theory(
+        axes, [1, 2], [[1.0, 1.1, 1.3], [2.0, 2.0, 9.0]], [1.0, 2.5], formula="x"
+    )
     assert residual == pytest.approx(0.2)
     assert [line.get_label() for line in axes.get_lines()][0] == "theory: x"
     with pytest.raises(ValueError, match="2 x values, 1 groups of runs and 2 theory values"):
@@ -108,17 +113,34 @@ def test_one_collection_a_look_however_many_slices():
 def test_the_picture_names_lanes_reasons_and_the_line_that_blocks():
     timeline = simulate(some_work, 5, 1)
     axes = drawn(timeline)
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["main", *(f"job {n}" for n in range(5)), "event loop"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        "main",
+        *(f"job {n}" for n in range(5)),
+        "event loop",
+    ]
     key = {text.get_text() for text in axes.figure.legends[0].get_texts()}
-    assert {"running: holds the loop", "suspended: sleep", "suspended: semaphore, child tasks", "blocks the loop"} <= key
+    assert {
+        "running: holds the loop",
+        "suspended: sleep",
+        "suspended: semaphore, child tasks",
+        "blocks the loop",
+    } <= key
     (label,) = {text.get_text() for text in axes.texts if "line" in text.get_text()}
-    assert "some_work.<locals>.job, line" in label and "occupy_loop(0.001 * (number + 1))" in label and "holds the loop 5 ms" in label
+    assert (
+        "some_work.<locals>.job, line" in label
+        and "occupy_loop(0.001 * (number + 1))" in label
+        and "holds the loop 5 ms" in label
+    )
     assert axes.get_xlabel() == "virtual time since start (ms)"
 
 
 def test_arrows_on_demand_go_from_the_waker_to_the_woken():
     timeline = simulate(some_work, 4, 1)
-    arrows = [text for text in drawn(timeline, wakes=True).texts if isinstance(text, Annotation) and text.arrow_patch is not None]
+    arrows = [
+        text
+        for text in drawn(timeline, wakes=True).texts
+        if isinstance(text, Annotation) and text.arrow_patch is not None
+    ]
     woken = [p for p in timeline.slices if p.state == "suspended" and p.woken_by >= 0]
     assert len(arrows) == len(woken) > 0
     assert not [text for text in drawn(timeline).texts if getattr(text, "arrow_patch", None)]
@@ -144,7 +166,10 @@ def test_two_timelines_share_one_scale(displayed, monkeypatch):
     short.plot(beside=long)
     assert seen[0][0] == seen[0][1]
     alt = displayed[0][0]["text/plain"]
-    assert alt.startswith("Timeline of short: 3 lanes (3 finished); suspended on") or "Timeline of short: 3 lanes (2 finished" in alt
+    assert (
+        alt.startswith("Timeline of short: 3 lanes (3 finished); suspended on")
+        or "Timeline of short: 3 lanes (2 finished" in alt
+    )
 
 
 @settings(max_examples=60, deadline=None)

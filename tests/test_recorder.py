@@ -126,7 +126,10 @@ def test_who_woke_whom():
 
 def _with_ready(timeline: Timeline) -> list[dict]:
     names = {lane.index: lane.label for lane in timeline.all_lanes}
-    return [{"lane": names[i], "woken_by": names.get(waker, {-1: "io", -2: "timer"}.get(waker))} for i, _, _, _, waker, _ in timeline._log]
+    return [
+        {"lane": names[i], "woken_by": names.get(waker, {-1: "io", -2: "timer"}.get(waker))}
+        for i, _, _, _, waker, _ in timeline._log
+    ]
 
 
 def test_the_critical_path_goes_through_the_task_that_decides():
@@ -175,7 +178,10 @@ def test_outcomes_and_marks():
         "slow": ("failed", "TimeoutError"),
         "left over": ("pending", ""),
     }
-    assert [(what, round(moment, 6)) for moment, what in timeline.lane("slow").marks] == [("timed out", 0.2), ("cancel requested", 0.2)]
+    assert [(what, round(moment, 6)) for moment, what in timeline.lane("slow").marks] == [
+        ("timed out", 0.2),
+        ("cancel requested", 0.2),
+    ]
     assert [what for _, what in timeline.lane("victim").marks] == ["cancel requested"]
 
 
@@ -291,9 +297,9 @@ def test_the_loop_is_left_as_it_was_found_also_when_the_body_raises():
             loop.call_later(60, print)
             await asyncio.sleep(0)
             raise KeyError
-        assert {k: v for k, v in vars(loop).items() if k not in ("_current_handle", "_scheduled", "_timer_cancelled_count")} == {
-            k: v for k, v in before.items() if k not in ("_current_handle", "_scheduled", "_timer_cancelled_count")
-        }
+        assert {
+            k: v for k, v in vars(loop).items() if k not in ("_current_handle", "_scheduled", "_timer_cancelled_count")
+        } == {k: v for k, v in before.items() if k not in ("_current_handle", "_scheduled", "_timer_cancelled_count")}
         assert vars(loop._selector).keys() == selector.keys()
         assert {type(timer) for timer in loop._scheduled} == {asyncio.TimerHandle}
         assert not [t for t in threading.enumerate() if t.name == "support-recorder"]

@@ -56,7 +56,10 @@ def test_the_comparison_can_fail():
         def __exit__(self, *_: object) -> None:
             del asyncio.get_running_loop()._call_soon
 
-    assert any(simulate(Program(seed).run, contextlib.nullcontext()) != simulate(Program(seed).run, Meddler()) for seed in range(20))
+    assert any(
+        simulate(Program(seed).run, contextlib.nullcontext()) != simulate(Program(seed).run, Meddler())
+        for seed in range(20)
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
