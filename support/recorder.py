@@ -11,8 +11,6 @@ coroutines, futures, names and contexts are left alone, so the program cannot te
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import functools
 import sys
 import threading
 import time
@@ -20,41 +18,12 @@ import weakref
 from asyncio import Handle, TimerHandle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import BuiltinFunctionType, FrameType, MethodType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
+from .internals import is_internal, is_step, name_of
 from .timeline import COLLECTED, IO, NO_REASON, THREAD, TIMER, Lane, Site, Timeline
 from .waits import reader_frame
-
-_PyTask: type = asyncio.tasks._PyTask  # type: ignore[attr-defined]
-_PY_STEPS = (_PyTask._Task__step, _PyTask._Task__wakeup)  # type: ignore[attr-defined]
-
-
-def _step_type() -> type:
-    """The type of the callback by which the C task starts a step; it has no public name."""
-    seen: list[Any] = []
-
-    class Ear:  # a loop as far as Task.__init__ needs one
-        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> None:
-            seen.append(callback)
-
-        def get_debug(self) -> bool:
-            return False
-
-        is_running = get_debug
-
-    async def nothing() -> None: ...
-
-    coroutine = nothing()
-    task = asyncio.Task(coroutine, loop=Ear(), name="")  # type: ignore[arg-type]
-    asyncio.tasks._unregister_task(task)  # type: ignore[attr-defined]
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
-    coroutine.close()
-    return type(seen[0])
-
-
-_C_STEP = _step_type()
-_INTERNAL = ("ipykernel", "tornado", "jupyter_client", "IPython", "zmq", "support.kernel")
 
 
 class record:  # noqa: N801 - reads as a verb at the call: with record() as timeline
@@ -109,29 +78,6 @@ def _clock_of(loop: Any) -> tuple[Callable[[], float], float]:
     return time.perf_counter, time.perf_counter() - loop.time()
 
 
-def _is_internal(task: asyncio.Task[Any]) -> bool:
-    """True for the notebook kernel's own tasks, which are no part of the reader's program."""
-    frame = getattr(task.get_coro(), "cr_frame", None)
-    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith(_INTERNAL)
-
-
-def _is_step(callback: Any) -> bool:
-    """True for the callbacks by which a task, C or Python, takes its next step."""
-    kind = type(callback)
-    return (
-        kind is _C_STEP
-        or (kind is BuiltinFunctionType and callback.__name__ == "task_wakeup")
-        or (kind is MethodType and callback.__func__ in _PY_STEPS)
-    )
-
-
-def _name_of(func: Callable[..., Any]) -> str:
-    """What a person would call the function that a thread was given; to_thread wraps it twice."""
-    while isinstance(func, functools.partial):
-        func = func.args[0] if isinstance(getattr(func.func, "__self__", None), contextvars.Context) else func.func
-    return getattr(func, "__qualname__", type(func).__name__)
-
-
 class _Idle:
     """Stands for 'no callback of ours runs': what happens now was caused by a socket."""
 
@@ -167,7 +113,7 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
 
     def register(task: asyncio.Task[Any]) -> Lane:
         lane = Lane(len(lanes), clock(), running.lane if running.lane >= 0 else None)
-        lane.is_internal = _is_internal(task)
+        lane.is_internal = is_internal(task)
         identity = id(task)
 
         def forget(_: object) -> None:
@@ -274,7 +220,7 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
         elif cause == TIMER and due < at:
             at = due
         handle: Any
-        if _is_step(callback):
+        if is_step(callback):
             task = callback.__self__
             lane = lane_of.get(id(task)) or register(task)
             handle = (FirstStep if lane.is_new else Step)(callback, args, loop, context)
@@ -320,7 +266,7 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
             return plain_executor(executor, func, *args)  # another process: func must stay picklable
         lane = Lane(len(lanes), clock(), running.lane if running.lane >= 0 else None, kind="thread")
-        lane.function = lane.name = _name_of(func)
+        lane.function = lane.name = name_of(func)
         lanes.append(lane)
 
         def timed() -> Any:
@@ -381,7 +327,7 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
         lane.spawner, lane.born = None, timeline.origin
         lane.is_new = getattr(getattr(task.get_coro(), "cr_frame", None), "f_lasti", 0) == -1
     for position, queued in enumerate(ready_queue):  # steps that were scheduled before the block
-        if type(queued) is Handle and not queued._cancelled and _is_step(queued._callback):
+        if type(queued) is Handle and not queued._cancelled and is_step(queued._callback):
             task = queued._callback.__self__
             twin: Any = FirstStep(queued._callback, queued._args, loop, queued._context)
             lane = lane_of.get(id(task)) or register(task)
