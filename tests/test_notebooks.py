@@ -1,0 +1,183 @@
+"""Chapters as a whole: run twice in one kernel, and killed in the middle.
+
+Strict nbval runs the notebooks themselves, as items of the same pytest run: see
+tests/tools/strict_nbval.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_output
+
+from tests.tools import execute
+from tests.tools.isolation import NOTEBOOKS, ROOT, chapters
+from tests.tools.live import LiveKernel
+from tests.tools.rules import numbered, tagged, tags
+
+KILLED = ["01_event_loop"]
+# How far into the chapter's code cells the kernel is killed: 0 is the setup cell.
+MOMENTS = [0.0, 0.2, 0.4, 0.6, 0.8]
+SECONDS_TO_VANISH = 10
+
+
+def test_strict_nbval_runs_every_chapter(request: pytest.FixtureRequest) -> None:
+    collected = {item.path for item in request.session.items}
+    if not collected >= set(ROOT.glob("tests/test_*.py")):
+        pytest.skip("only some of the tests run")
+    asked = "start pytest as `make test` does, with `-p tests.tools.strict_nbval tests notebooks`"
+    assert request.config.option.nbval, asked
+    assert collected >= set(chapters()), asked
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_runs_twice_in_one_kernel(path: Path) -> None:
+    execute.check(path)
+
+
+# --- kill -9 ---------------------------------------------------------------------------
+
+
+def way_to(nb: NotebookNode, moment: float) -> list[NotebookNode]:
+    """The setup cell, and what comes before a moment in its section, and the cell there."""
+    code = [cell for _, cell in numbered(nb)]
+    target = code[int(moment * len(code))]
+    section: list[NotebookNode] = []
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            section = []
+        elif cell.cell_type == "code" and "setup" not in tags(cell):
+            section.append(cell)
+        if cell is target:
+            break
+    return [*(cell for _, cell in tagged(nb, "setup")), *section]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals: its jobs end children")
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("chapter", KILLED)
+def test_a_killed_kernel_leaves_no_process(chapter: str, moment: float, tmp_path: Path) -> None:
+    cells = way_to(nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", as_version=4), moment)
+    with LiveKernel(tmp_path, cwd=NOTEBOOKS) as kernel:
+        for cell in cells[:-1] or cells:
+            answer = kernel.run(cell.source)
+            assert answer.status == "ok" or "raises-exception" in tags(cell), answer.traceback
+        assert len(kernel.family()) >= 2, "the chapter started no process: this shows nothing"
+        kernel.wait_until(kernel.send(cells[-1].source), "execute_input")
+        kernel.kill()
+        left = kernel.family_after(SECONDS_TO_VANISH)
+        assert not left, [process.cmdline() for process in left]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no sessions")
+def test_an_orphan_would_be_seen(tmp_path: Path) -> None:
+    with LiveKernel(tmp_path) as kernel:
+        kernel.run("import subprocess\nsubprocess.Popen(['sleep', '60'], start_new_session=True)")
+        kernel.kill()
+        assert [one.name() for one in kernel.family_after(0.5)] == ["sleep"]
+
+
+# --- The command that executes a chapter ------------------------------------------------
+
+SCRIPT = """# %% [markdown]
+# # A chapter
+
+# %% tags=["widget", "nbval-ignore-output"]
+import ipywidgets
+_ = ipywidgets.interact(lambda n: print(n * "x"), n=3)
+
+# %% tags=["raises-exception"]
+import json
+json.loads("{")
+"""
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "chapter.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_executing_again_changes_no_byte(tmp_path: Path) -> None:
+    path = tmp_path / "chapter.ipynb"
+    assert execute.main([str(path), "--from", str(script(tmp_path, SCRIPT))]) == 0
+    first = path.read_bytes()
+    assert execute.main([str(path)]) == 0
+    assert path.read_bytes() == first
+    assert [file.name for file in tmp_path.glob("*.part")] == []
+    _, widget, error = nbformat.read(path, as_version=4).cells
+    # What the widget held stands in its place; a traceback tells no path of this machine.
+    assert [dict(one) for one in widget.outputs] == [
+        {"output_type": "stream", "name": "stdout", "text": "xxx\n"}
+    ]
+    assert (widget.execution_count, error.execution_count) == (1, 2)
+    assert "json/decoder.py" in "".join(error.outputs[0].traceback).replace("\\", "/")
+    assert sys.prefix not in path.read_text() and str(Path.home()) not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("x = 1 / 0", "cell 2 ('x = 1 / 0') raises ZeroDivisionError: division by zero"),
+        ("import warnings\nwarnings.warn('old')", "cell 2 ('import warnings') writes to stderr: "),
+        (
+            "import asyncio\nt = asyncio.get_running_loop().call_later(0.1, print, 'late')\n"
+            "# %%\nawait asyncio.sleep(0.3)",
+            "cell 2 ('import asyncio') prints after its end",
+        ),
+        ("await __import__('asyncio').sleep(60)", "runs for more than 1 s."),
+    ],
+    ids=["error", "stderr", "late", "hung"],
+)
+def test_a_chapter_that_fails_is_not_stored(
+    code: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, text = tmp_path / "chapter.ipynb", f"# %%\nfirst = 1\n# %%\n{code}\n"
+    path.write_text(nbformat.writes(nbformat.v4.new_notebook()), encoding="utf-8")
+    before = path.read_bytes()
+    arguments = [str(path), "--from", str(script(tmp_path, text)), "--seconds", "1"]
+    assert execute.main(arguments) == 1
+    assert sentence in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_missing_notebook_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute.main(["no.ipynb"]) == 1
+    assert "There is no notebook no.ipynb: give its cells with --from." in capsys.readouterr().err
+
+
+def test_cells_that_did_not_change_keep_their_id(tmp_path: Path) -> None:
+    def ids(text: str, old: NotebookNode | None) -> tuple[list[str], NotebookNode]:
+        nb = execute.cells_from_script(script(tmp_path, text), old)
+        execute.normalise(nb)
+        return [cell["id"] for cell in nb.cells], nb
+
+    first, nb = ids("# %%\na = 1\n# %%\nb = 2\n# %%\nc = 3\n", None)
+    edited, nb = ids("# %%\na = 1\n# %%\nb = 22\n# %%\nc = 3\n", nb)
+    assert edited == first
+    grown, nb = ids("# %%\nnew = 0\n# %%\na = 1\n# %%\nb = 22\n# %%\nc = 3\n", nb)
+    assert grown[1:] == first
+    assert len(set(grown)) == 4
+
+
+def test_the_stored_form() -> None:
+    shown = [
+        new_output("stream", name="stdout", text="a\n"),
+        new_output("stream", name="stdout", text="b\n"),
+        new_output("display_data", {"text/plain": "picture"}),
+        new_output("stream", name="stdout", text="c\n"),
+        new_output("execute_result", {"text/plain": "5"}, execution_count=77),
+    ]
+    cell = new_code_cell("x", outputs=shown, execution_count=77)
+    cell.metadata = {"tags": [], "execution": {"at": "1"}, "jupyter": {"outputs_hidden": True}}
+    nb = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}})
+    execute.normalise(nb)
+    assert [one.get("text") for one in cell.outputs] == ["a\nb\n", None, "c\n", None]
+    assert (cell.execution_count, cell.outputs[-1].execution_count) == (1, 1)
+    assert set(nb.metadata) == {"kernelspec", "language_info"}
+    assert "execution" not in cell.metadata and "tags" not in cell.metadata
