@@ -239,9 +239,7 @@ def _threads() -> Iterator[tuple[tuple[str, Any], str]]:
     for thread in threading.enumerate():
         target = getattr(thread, "_target", None)
         origins = [type(thread).__module__, getattr(target, "__module__", None) or ""]
-        if thread is not threading.main_thread() and not (
-            _MACHINERY & {origin.split(".")[0] for origin in origins}
-        ):
+        if thread is not threading.main_thread() and not (_MACHINERY & {origin.split(".")[0] for origin in origins}):
             yield ("threads", thread), f'thread "{thread.name}"'
 
 

@@ -11,6 +11,8 @@ coroutines, futures, names and contexts are left alone, so the program cannot te
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import sys
 import threading
 import time
@@ -40,7 +42,7 @@ class record:  # noqa: N801 - reads as a verb at the call: with record() as time
         ValueError: ``block_ms`` is not a positive number.
     """
 
-    def __init__(self, title: str = "", *, block_ms: float = 10.0) -> None:
+    def __init__(self, title: str = "", *, block_ms: float = 20.0) -> None:
         if not isinstance(block_ms, (int, float)) or block_ms <= 0:
             raise ValueError(f"record(block_ms={block_ms!r}): give a positive number of milliseconds.")
         self._title = title
@@ -108,7 +110,10 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
     nobody = _Idle()
     running: Any = nobody  # the handle that runs now
     started = timeline.origin  # when the loop began what it does now
-    due = 0.0  # when the timer that runs now should have fired
+    due = 0.0  # when the timer that runs now should have fired, or the socket's bytes were there
+    arrived: dict[int, float] = {}  # file descriptors that became ready while the loop was held
+    since: dict[int, float] = {}  # the same by id(handle), for the handles about to run
+    sockets: list[weakref.ref[Handle]] = []  # handles lent our class, to be given back
     is_idle = is_closed = False
 
     def register(task: asyncio.Task[Any]) -> Lane:
@@ -179,6 +184,18 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
             run_other(self, Handle)
             self = None  # type: ignore[assignment]
 
+    class Socket(Handle):
+        """The callback of a socket that is ready. Its class is lent for the recording."""
+
+        __slots__ = ()
+        lane = IO
+
+        def _run(self) -> None:
+            nonlocal due
+            due = since.pop(id(self), math.inf)
+            run_other(self, Handle)
+            self = None  # type: ignore[assignment]
+
     class Timer(TimerHandle):
         """A timer. What it makes ready has been ready since the timer was due."""
 
@@ -196,7 +213,9 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
             run_other(self, TimerHandle)
             self = None  # type: ignore[assignment]
 
-    Step.__name__ = FirstStep.__name__ = Callback.__name__ = "Handle"  # asyncio prints these names in debug mode
+    Step.__name__ = FirstStep.__name__ = Callback.__name__ = Socket.__name__ = (
+        "Handle"  # asyncio prints these names in debug mode
+    )
     Timer.__name__ = "TimerHandle"
 
     def run_other(handle: Any, kind: type) -> None:
@@ -217,7 +236,7 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
         cause = running.lane
         if get_ident() != loop_thread:
             cause = thread_lanes.get(get_ident(), THREAD)
-        elif cause == TIMER and due < at:
+        elif (cause == TIMER or cause == IO and running is not nobody) and due < at:
             at = due
         handle: Any
         if is_step(callback):
@@ -255,12 +274,22 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
             blocks.append((started, enter))
         is_idle = True
         try:
-            return plain_select(timeout)
+            events = plain_select(timeout)
         finally:
             started = clock()
             is_idle = False
             if timeout is None or timeout > 0:
                 timeline._idle.append((enter, started))
+        since.clear()
+        for key, _ in events:
+            for handle in key.data if isinstance(key.data, tuple) else ():
+                if type(handle) is Handle:
+                    handle.__class__ = Socket
+                    sockets.append(weakref.ref(handle))
+                if key.fd in arrived:
+                    since[id(handle)] = arrived[key.fd]
+        arrived.clear()
+        return events
 
     def run_in_executor(executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
@@ -308,6 +337,10 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
             frame = reader_frame(sys._current_frames().get(loop_thread))
             if frame is not None and begun == started:
                 samples.setdefault(begun, []).append(Site.of(frame))
+            now = clock()
+            with contextlib.suppress(OSError, RuntimeError, ValueError):  # the loop may be changing its sockets
+                for key, _ in plain_select(0):  # asking takes nothing away: the loop will be told too
+                    arrived.setdefault(key.fd, now)
 
     def on_occupied(start: float, end: float, frame: FrameType) -> None:
         found = reader_frame(frame)
@@ -348,6 +381,13 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
     else:
         watcher.start()
 
+    # From here on the program is on the clock, and not the recorder's own preparations.
+    timeline.origin = started = clock()
+    if isinstance(running, _Entry):
+        running.at = started
+    for lane in lanes:
+        lane.born = started
+
     def close() -> None:
         nonlocal is_closed
         end = clock()
@@ -361,6 +401,9 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
         for timer in loop._scheduled:
             if type(timer) is Timer:
                 timer.__class__ = TimerHandle
+        for lent in sockets:
+            if (handle := lent()) is not None:
+                handle.__class__ = Handle
         if timeline.is_virtual:
             loop.on_occupied = None
         else:

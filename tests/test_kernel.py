@@ -119,11 +119,7 @@ def test_an_error_raised_while_handling_a_group_is_an_error(kernel: LiveKernel, 
 
 def test_library_frames_are_told_without_paths(kernel: LiveKernel) -> None:
     answer = kernel.run(
-        "import json\n"
-        "try:\n"
-        "    json.loads('{')\n"
-        "except ValueError as error:\n"
-        "    raise ExceptionGroup('two', [error])"
+        "import json\ntry:\n    json.loads('{')\nexcept ValueError as error:\n    raise ExceptionGroup('two', [error])"
     )
     assert re.search(r"in raw_decode of json.decoder \(decoder.py, line \d+\)", answer.traceback)
     assert "/" not in answer.traceback
@@ -138,9 +134,7 @@ def test_a_group_whose_text_raises_does_not_hang_the_kernel(kernel: LiveKernel) 
     )
     assert answer.status == "error"
     assert answer.errors[0]["ename"] == "Mute"
-    assert (
-        kernel.run("raise ExceptionGroup('y', [ValueError()])").errors[0]["evalue"].startswith("y")
-    )
+    assert kernel.run("raise ExceptionGroup('y', [ValueError()])").errors[0]["evalue"].startswith("y")
 
 
 @pytest.mark.parametrize(
@@ -171,15 +165,13 @@ def test_a_clean_chapter_leaves_nothing(kernel: LiveKernel) -> None:
     ("start", "stop", "count", "told"),
     [
         (
-            "async def nap(): await asyncio.sleep(3600)\n"
-            "left = asyncio.create_task(nap(), name='napper')",
+            "async def nap(): await asyncio.sleep(3600)\nleft = asyncio.create_task(nap(), name='napper')",
             "left.cancel()",
             "tasks left: 1",
             'task "napper" in nap',
         ),
         (
-            "left = threading.Event()\n"
-            "threading.Thread(target=left.wait, name='waiter', daemon=True).start()",
+            "left = threading.Event()\nthreading.Thread(target=left.wait, name='waiter', daemon=True).start()",
             "left.set()",
             "threads left: 1",
             'thread "waiter"',
@@ -199,9 +191,7 @@ def test_a_clean_chapter_leaves_nothing(kernel: LiveKernel) -> None:
     ],
     ids=["task", "thread", "process", "socket"],
 )
-def test_each_leak_is_counted_and_named(
-    kernel: LiveKernel, start: str, stop: str, count: str, told: str
-) -> None:
+def test_each_leak_is_counted_and_named(kernel: LiveKernel, start: str, stop: str, count: str, told: str) -> None:
     assert kernel.run(start).status == "ok"
     report = kernel.run("kernel.close_chapter()").printed
     kernel.run(stop)
@@ -227,8 +217,7 @@ def test_reopening_does_not_hide_a_leak(kernel: LiveKernel) -> None:
 
 def test_stoppers_run_once_newest_first(kernel: LiveKernel) -> None:
     kernel.run(
-        "for name in ('first', 'second', 'first'):\n"
-        "    kernel.at_close(name, lambda name=name: print('stop', name))"
+        "for name in ('first', 'second', 'first'):\n    kernel.at_close(name, lambda name=name: print('stop', name))"
     )
     assert kernel.run("kernel.close_chapter()").printed == "stop first\nstop second\n" + ALL_ZERO
     assert kernel.run("kernel.close_chapter()").printed == ALL_ZERO

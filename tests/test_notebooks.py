@@ -112,9 +112,7 @@ def test_executing_again_changes_no_byte(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.glob("*.part")] == []
     _, widget, error = nbformat.read(path, as_version=4).cells
     # What the widget held stands in its place; a traceback tells no path of this machine.
-    assert [dict(one) for one in widget.outputs] == [
-        {"output_type": "stream", "name": "stdout", "text": "xxx\n"}
-    ]
+    assert [dict(one) for one in widget.outputs] == [{"output_type": "stream", "name": "stdout", "text": "xxx\n"}]
     assert (widget.execution_count, error.execution_count) == (1, 2)
     assert "json/decoder.py" in "".join(error.outputs[0].traceback).replace("\\", "/")
     assert sys.prefix not in path.read_text() and str(Path.home()) not in path.read_text()

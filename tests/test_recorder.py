@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import json
+import socket
 import sys
 import threading
 import time
@@ -101,6 +102,34 @@ def test_a_block_in_a_plain_callback_has_no_lane():
         return timeline
 
     assert [block.lane for block in asyncio.run(main()).blocks] == [None]
+
+
+def test_bytes_that_arrive_during_a_block_make_their_reader_ready_then():
+    async def main() -> tuple[Timeline, set[type]]:
+        loop, (mine, theirs) = asyncio.get_running_loop(), socket.socketpair()
+        mine.setblocking(False)
+
+        async def reads() -> bytes:
+            return await loop.sock_recv(mine, 10)
+
+        async def blocks() -> None:
+            threading.Timer(0.05, theirs.send, (b"answer",)).start()
+            time.sleep(0.3)
+
+        with mine, theirs, record() as timeline:
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(reads(), name="reader")
+                await asyncio.sleep(0)
+                group.create_task(blocks(), name="blocker")
+        assert task.result() == b"answer"
+        return timeline, {type(h) for key in loop._selector.get_map().values() for h in key.data if h is not None}
+
+    timeline, handles = asyncio.run(main())
+    block = timeline.longest_block
+    ready = [p for p in timeline.slices_of("reader") if p.state == "ready" and p.duration > 0.1]
+    assert [p.end >= block.end > p.start > block.start for p in ready] == [True]
+    assert timeline.total("suspended", "network", lane="reader") >= 0.04
+    assert handles == {asyncio.Handle}
 
 
 def test_who_woke_whom():
