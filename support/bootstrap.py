@@ -314,7 +314,9 @@ def command_line(name, arguments):
         "setup": [],
         "lab": [PYTHON, "-m", "support.workspace", "lab"] + arguments,
         # The plugin also runs the notebooks. It must be named here, not in a settings file.
-        "test": [PYTHON, "-m", "pytest", "-p", "tests.tools.strict_nbval"] + arguments,
+        "test": [
+            PYTHON, "-m", "pytest", "-p", "tests.tools.strict_nbval", "-n", "2", "--dist", "loadscope",
+        ] + arguments,
         "notebook": [PYTHON, "-m", "tests.tools.execute", "notebooks/" + chapter + ".ipynb"],
         "reset": [PYTHON, "-m", "support.workspace", "reset", chapter],
         "bench": [PYTHON, "-m", "tests.bench_recorder"] + arguments,

@@ -38,8 +38,8 @@ def use_style() -> None:
 
 
 def footnote() -> str:
-    """What was measured on: Python version, cores, system. Goes into a corner of a figure, never into text."""
-    return f"measured on {platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}"
+    """What a figure was measured on: versions, system, cores. It differs between machines, so it never goes into text."""
+    return f"measured on Python {platform.python_version()}, {platform.system()}, {os.cpu_count()} cores"
 
 
 def new_figure(height: float = 3.6, columns: int = 1, *, sharey: bool = False) -> tuple[Figure, Any]:

@@ -5,15 +5,13 @@ groups, an interrupt button that works while a cell awaits, and a note of what w
 already running. `close_chapter` stops what the chapter started, and reports what is
 still there. A later chapter adds its own clean-up with `at_close`.
 
-Both print the same lines on every machine: versions go into `footnote()`, which
-figures show in a corner.
+Both print the same lines on every machine: versions go into the corner of each figure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import linecache
-import os
 import platform
 import sys
 import threading
@@ -21,7 +19,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
@@ -98,14 +95,6 @@ def at_close(name: str, stop: Callable[[], object]) -> None:
         raise TypeError(f"at_close({name!r}, ...) needs a function to call, not {stop!r}.")
     _stoppers.pop(name, None)
     _stoppers[name] = stop
-
-
-def footnote() -> str:
-    """The machine and the versions behind a measurement, for a figure's corner."""
-    return (
-        f"Python {platform.python_version()} · ipykernel {version('ipykernel')} · "
-        f"{platform.system()} · {os.cpu_count()} cores"
-    )
 
 
 # --- The interrupt button -------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import IO, Any
 from support.bootstrap import hand_over
 
 ROOT = Path(__file__).resolve().parent.parent
+LAB_SETTINGS = Path(__file__).parent / "lab_settings"
 FIRST_CHAPTER = "00_start_here"
 
 
@@ -212,6 +213,7 @@ def lab_command(copies: Path) -> list[str]:
     command += [f"--LabApp.default_url=/lab/tree/{FIRST_CHAPTER}.ipynb"]
     command += ["--Application.log_level=WARN", "--LabApp.news_url=None"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command += [f"--LabApp.app_settings_dir={LAB_SETTINGS}"]  # long lines of code are wrapped
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command += ["--allow-root"]
     return command

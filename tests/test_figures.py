@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import struct
 
 import numpy as np
@@ -60,6 +61,10 @@ def test_a_picture_comes_with_its_words_in_three_places(displayed):
         words["text/html"]
         == "<details><summary>The figure in words</summary>A line that rises from &lt;zero&gt; to one.</details>"
     )
+
+
+def test_the_corner_of_a_figure_tells_what_it_was_measured_on():
+    assert re.fullmatch(r"measured on Python 3\.\d+\.\S+, \w+, \d+ cores", figures.footnote())
 
 
 def test_a_picture_without_words_is_refused(displayed):

@@ -72,13 +72,6 @@ def test_an_old_python_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
         room.open_chapter("99_test")
 
 
-def test_footnote_tells_python_and_cores() -> None:
-    assert re.fullmatch(r"Python 3\.\d+\.\S+ · ipykernel \S+ · \S+ · \d+ cores", room.footnote())
-
-
-# --- Exception groups ------------------------------------------------------------------
-
-
 def test_an_escaped_group_is_an_error_with_a_digest(kernel: LiveKernel) -> None:
     answer = kernel.run(
         "async def fetch(url):\n"

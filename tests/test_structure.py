@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
@@ -23,6 +27,49 @@ def test_there_are_chapters() -> None:
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 def test_keeps_the_rules(path: Path) -> None:
     assert not (found := rules.violations(path)), "\n".join(found)
+
+
+# --- Sections ---------------------------------------------------------------------------
+
+
+def unknown_names(nb: NotebookNode, folder: Path) -> list[str]:
+    """Names that a section uses, and that neither the setup cell nor the section itself makes."""
+    setup, parts = "", {"": []}
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and (found := re.match(r"## (.+)", cell.source)):
+            parts[found[1]] = []
+        elif cell.cell_type == "code" and "setup" in rules.tags(cell):
+            setup = cell.source
+        elif cell.cell_type == "code":
+            parts[next(reversed(parts))].append(cell.source)
+    for number, (heading, sources) in enumerate(parts.items()):
+        body = textwrap.indent("\n".join([setup, *sources]), "    ")
+        (folder / f"{number}.py").write_text(f"async def section():  # {heading}\n    ...\n{body}\n", encoding="utf-8")
+    checked = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select", "F821", "--output-format", "concise", str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    headings = list(parts)
+    found = re.findall(r"(\d+)\.py:\d+:\d+: (.+)", checked.stdout)
+    assert bool(found) == bool(checked.stdout), checked.stdout
+    return [f"section {headings[int(number)]!r}: {message}" for number, message in found]
+
+
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_a_section_needs_nothing_but_the_setup_cell(path: Path, tmp_path: Path) -> None:
+    assert unknown_names(nbformat.read(path, as_version=4), tmp_path) == []
+
+
+def test_a_section_that_leans_on_another_is_found(tmp_path: Path) -> None:
+    cells = [
+        code("setup", "import asyncio\n"),
+        new_markdown_cell("## First"),
+        new_code_cell("shared = 1\nasync def one(): return shared"),
+        new_markdown_cell("## Second"),
+        new_code_cell("own = 2\nawait asyncio.sleep(0)\nprint(await one() + own)"),
+    ]
+    assert unknown_names(NotebookNode(cells=cells), tmp_path) == ["section 'Second': F821 Undefined name `one`"]
 
 
 # --- The rules themselves --------------------------------------------------------------

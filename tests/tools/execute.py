@@ -32,7 +32,8 @@ from nbclient.exceptions import CellExecutionComplete, CellExecutionError, CellT
 from nbclient.output_widget import OutputWidget
 from nbformat import NotebookNode
 
-from tests.tools.isolation import ROOT, environment
+from tests.tools.isolation import NOTEBOOKS, ROOT, environment
+from tests.tools.pictures import write_pictures
 from tests.tools.rules import numbered, tags, violations
 
 CELL_SECONDS = 60
@@ -299,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{chosen.notebook}: {error}", file=sys.stderr)
         return 1
     print(f"{chosen.notebook}: executed and stored.")
+    if chosen.notebook.resolve().parent == NOTEBOOKS:
+        write_pictures()  # README shows one of them
     for sentence in violations(chosen.notebook):
         print(f"  rule broken: {sentence}")
     return 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 import psutil
 
+from support import workspace
 from tests.tools.isolation import environment
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def running_lab(notebooks: Path, folder: Path) -> Iterator[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--LabApp.app_settings_dir={workspace.LAB_SETTINGS}"]
     command += ["--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=", f"--notebook-dir={work}"]
     log = folder / "lab.log"
     with log.open("w") as sink:
