@@ -69,7 +69,7 @@ def show(figure: Figure, alt: str) -> None:
 
 def png(figure: Figure) -> str:
     """The figure as a base64 PNG, with the footnote in its corner."""
-    strip = 0.15 / figure.get_figheight()  # inches kept free for the footnote
+    strip = 0.2 / figure.get_figheight()  # inches kept free for the footnote
     figure.text(0.995, 0.1 * strip, footnote(), ha="right", va="bottom", fontsize=6.5, color="#777777")
     figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip), h_pad=0.03)  # type: ignore[union-attr, call-arg]
     buffer = io.BytesIO()

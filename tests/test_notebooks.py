@@ -7,6 +7,7 @@ tests/tools/strict_nbval.py.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,7 @@ KILLED = ["01_event_loop"]
 # How far into the chapter's code cells the kernel is killed: 0 is the setup cell.
 MOMENTS = [0.0, 0.2, 0.4, 0.6, 0.8]
 SECONDS_TO_VANISH = 10
+SECONDS_TO_STOP = 10
 
 
 def test_strict_nbval_runs_every_chapter(request: pytest.FixtureRequest) -> None:
@@ -38,6 +40,25 @@ def test_strict_nbval_runs_every_chapter(request: pytest.FixtureRequest) -> None
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 def test_runs_twice_in_one_kernel(path: Path) -> None:
     execute.check(path)
+
+
+# --- the stop button --------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows kernels are interrupted by other means")
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_any_cell_can_be_interrupted_and_run_again(path: Path, tmp_path: Path) -> None:
+    with LiveKernel(tmp_path, cwd=NOTEBOOKS) as kernel:
+        for name, cell in numbered(nbformat.read(path, as_version=4)):
+            request = kernel.send(cell.source)
+            kernel.wait_until(request, "execute_input")
+            time.sleep(0.1)  # somewhere in the middle, if the cell takes that long
+            kernel.interrupt()
+            kernel.wait(request, SECONDS_TO_STOP)
+            answer = kernel.run(cell.source)
+            assert answer.status == "ok" or "raises-exception" in tags(cell), f"{name}\n{answer.traceback}"
+    assert answer.printed.count("left: 0") == 4, answer.printed
 
 
 # --- kill -9 ---------------------------------------------------------------------------
