@@ -328,11 +328,13 @@ def _install(loop: Any, title: str, threshold: float) -> tuple[Timeline, Callabl
                 lane.close(task, end)
         return task
 
+    step = min(threshold / 3, 0.004)  # seconds between two looks
+
     def watch() -> None:
         """Look at the loop's stack while one callback runs long, to know the line that holds it."""
-        while not stop.wait(threshold / 3):
+        while not stop.wait(step):
             begun = started
-            if is_idle or clock() - begun < threshold / 3:
+            if is_idle or clock() - begun < step:
                 continue
             frame = reader_frame(sys._current_frames().get(loop_thread))
             if frame is not None and begun == started:
