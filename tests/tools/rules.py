@@ -26,7 +26,7 @@ CODE_LINES = range(2, 13)
 # Kinds of cells whose whole idea is one call, and those that hold a little more.
 MAY_BE_ONE_LINE = {"setup", "predict", "experiment", "figure", "widget", "check", "cleanup"}
 LONGEST_BY_TAG = {"setup": 20, "solution": 30, "exercise": 20}
-PROSE_WORDS = 80
+PROSE_WORDS = 60
 CELLS = range(40, 81)
 UNCOMPARED_CELLS = 6
 OUTPUT_BYTES = 200_000
