@@ -122,10 +122,7 @@ class Reader:
     def run_all(self, cells: int, errors: int, seconds: float) -> None:
         """Press "restart and run all", and wait until all code cells have run, or one
         error more than `errors` is shown. Raises playwright's TimeoutError."""
-        # Pressed while the first kernel still starts, the button restarts it, and runs nothing.
-        self.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-        self.page.click('[data-command="notebook:restart-run-all"]')
-        self.page.click(".jp-Dialog .jp-mod-accept")
+        self._restart_and_run()
         self.page.wait_for_function(
             """([cells, errors]) => {
                 const code = [...document.querySelectorAll('.jp-CodeCell')];
@@ -138,6 +135,25 @@ class Reader:
             arg=[cells, errors],
             timeout=seconds * 1000,
         )
+
+    def _restart_and_run(self, presses: int = 3) -> None:
+        """Press the button until a cell runs: on a busy machine the lab may restart the kernel
+        and forget the rest, and then a reader presses again."""
+        from playwright.sync_api import TimeoutError as NothingHappened
+
+        for _ in range(presses):
+            # Pressed while the first kernel still starts, the button restarts it, and runs nothing.
+            self.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+            self.page.click('[data-command="notebook:restart-run-all"]')
+            self.page.click(".jp-Dialog .jp-mod-accept")
+            with contextlib.suppress(NothingHappened):
+                self.page.wait_for_function(
+                    """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].some(
+                        prompt => /\\[[*\\d]/.test(prompt.innerText))""",
+                    timeout=30_000,
+                )
+                return
+        raise RuntimeError(f"No cell ran after {presses} times restart and run all.")
 
     def errors(self) -> list[str]:
         """What is shown in red: JupyterLab draws tracebacks as it draws stderr."""
