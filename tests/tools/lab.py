@@ -89,9 +89,11 @@ def _address(lab: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
     """The address that the lab writes down once it listens on a free port."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and lab.poll() is None:
-        if any("is running at" in line for line in log.read_text().splitlines()):
-            (server,) = runtime.glob("jpserver-*.json")
-            return json.loads(server.read_text())["url"]
+        # The lab says that it runs before its note is written to the end.
+        with contextlib.suppress(ValueError):
+            if any("is running at" in line for line in log.read_text().splitlines()):
+                (server,) = runtime.glob("jpserver-*.json")
+                return json.loads(server.read_text())["url"]
         time.sleep(0.05)
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
 
