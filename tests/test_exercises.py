@@ -655,3 +655,16 @@ def test_progress_draws_a_box_per_exercise_and_the_same_words_for_everyone(monke
     marks = {"1.2": " ✓", "1.3": " tried"}
     assert texts == [exercise_id + marks.get(exercise_id, "") for exercise_id in IDS]
     assert axes.get_xlabel() == "predictions: 1 right"
+
+
+def test_the_chapters_own_solution_is_not_the_readers_progress(capsys):
+    async def double(fetch):
+        return 2 * await fetch()
+
+    async def double_solution(fetch):
+        return 2 * await fetch()
+
+    check("0.1", double_solution)
+    assert "passed" in capsys.readouterr().out and store.events("check", "0.1") == []
+    check("0.1", double)
+    assert [event["state"] for event in store.events("check", "0.1")] == ["passed"]
