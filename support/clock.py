@@ -35,6 +35,9 @@ T = TypeVar("T")
 # Loop turns without the clock moving, after which a program is taken to repeat sleep(0) for ever.
 STANDSTILL = 1_000_000
 _TURNS_TO_TIDY_UP = 10_000
+# Turns at one instant in which only timers were due, after which the clock moves on by its resolution.
+# A remainder of rounding, such as 1e-17 s, is no time at all: "sleep until it is gone" would never end.
+_TURNS_FOR_A_REMAINDER = 100
 _RESOLUTION = 1e-9
 _NEEDS_THE_REAL_WORLD = (
     "run_in_executor", "getaddrinfo", "getnameinfo", "subprocess_exec", "subprocess_shell",
@@ -90,7 +93,7 @@ class VirtualLoop(base_events.BaseEventLoop):
         self.failure: SimulationError | None = None
         self.on_occupied: Callable[[float, float, FrameType], None] | None = None
         self._name, self._limit, self._standstill = name, limit, standstill
-        self._now, self._turns_at_this_instant = 0.0, 0
+        self._now, self._turns_at_this_instant, self._remainders = 0.0, 0, 0
         self._clock_resolution = _RESOLUTION
         self._places = itertools.count()
         self._selector = _JumpingSelector(self)
@@ -109,7 +112,7 @@ class VirtualLoop(base_events.BaseEventLoop):
     def move_to(self, when: float) -> None:
         """Set the clock to ``when`` without running anything; it never goes back."""
         self._now = max(self._now, _on_grid(float(when)))
-        self._turns_at_this_instant = 0
+        self._turns_at_this_instant = self._remainders = 0
         # After a simulated year the steps of a float are wider than a nanosecond.
         self._clock_resolution = max(_RESOLUTION, 2 * math.ulp(self._now))
 
@@ -122,6 +125,10 @@ class VirtualLoop(base_events.BaseEventLoop):
                     f"stopped at {self._now:g} s: the loop turned {self._standstill} times while "
                     f"the clock stood still, so something repeats sleep(0) for ever; let it sleep."
                 )
+            elif not self._ready:
+                self._remainders += 1
+                if self._remainders > _TURNS_FOR_A_REMAINDER:
+                    self._now, self._remainders = self._now + self._clock_resolution, 0
         elif timeout is None or self._scheduled[0]._when == math.inf:
             self._fail(
                 f"is stuck at {self._now:g} s: no task is ready and no timer is set, so nobody "

@@ -17,6 +17,7 @@ import warnings
 import weakref
 from functools import partial
 
+import aiolimiter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -592,3 +593,29 @@ def test_no_file_descriptor_and_no_loop_is_left():
         gc.collect()
     assert len(open_files) == 1
     assert [loop() for loop in loops] == [None] * 20
+
+
+def test_a_remainder_of_rounding_is_slept_away():
+    async def main():
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(1.2)
+        end = math.nextafter(loop.time(), math.inf)
+        while (left := end - loop.time()) > 0:
+            await asyncio.sleep(left)
+        return loop.time()
+
+    assert 1.2 < simulate(main) < 1.2 + 1e-8
+
+
+def test_a_limiter_that_sleeps_for_what_is_left_comes_to_an_end():
+    async def main():
+        limiter, loop = aiolimiter.AsyncLimiter(10, 1), asyncio.get_running_loop()
+
+        async def caller():
+            async with limiter:
+                return loop.time()
+
+        return await asyncio.gather(*[caller() for _ in range(40)])
+
+    expected = [0.0] * 10 + [0.1 * number for number in range(1, 31)]
+    assert simulate(main) == pytest.approx(expected, abs=1e-7)
