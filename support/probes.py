@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import selectors
@@ -10,8 +11,8 @@ import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import IO, Any
 
 
 async def seconds(awaitable: Awaitable[Any]) -> float:
@@ -131,3 +132,53 @@ def read_slow_file(wait: float) -> str:
             content = file.read()
         writer.join()
     return content
+
+
+class Memory:
+    """What Python objects took: ``peak`` in bytes, above what there was when the watch began."""
+
+    peak = 0
+
+
+@contextlib.contextmanager
+def traced_memory() -> Iterator[Memory]:
+    """``with traced_memory() as memory:`` then ``memory.peak``. Slows what it watches about twofold.
+
+    Raises RuntimeError when a trace is running already: the two would measure each other.
+    """
+    if tracemalloc.is_tracing():
+        raise RuntimeError("traced_memory(): memory is being traced already; end that trace first.")
+    memory = Memory()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        yield memory
+        memory.peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@contextlib.contextmanager
+def stalled_reader(seconds: float) -> Iterator[IO[str]]:
+    """A text file to write to, whose reader does not read for ``seconds``: a terminal that hangs, a full log pipe.
+
+    Behind it is a pipe, as behind the output of a service. It holds some tens of kilobytes; then a writer waits.
+    """
+    reading, writing = os.pipe()
+    gone = threading.Event()
+
+    def read_late() -> None:
+        gone.wait(seconds)
+        with open(reading, "rb") as pipe:
+            while pipe.read(1 << 16):
+                pass
+
+    reader = threading.Thread(target=read_late)
+    reader.start()
+    try:
+        with open(writing, "w", encoding="utf-8") as file:
+            yield file
+            gone.set()
+    finally:
+        gone.set()
+        reader.join()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import psutil
@@ -118,3 +119,39 @@ def test_cells_in_a_fresh_kernel_answer_or_do_not():
 
     assert asyncio.run(main()) == [["ok", "no answer"], ["error", "aborted"]]
     assert psutil.Process().children(recursive=True) == []
+
+
+def test_the_peak_of_memory_is_counted_from_the_start_of_the_watch():
+    kept = bytearray(3_000_000)
+    with probes.traced_memory() as memory:
+        dropped = bytearray(5_000_000)
+        del dropped
+    assert 5_000_000 <= memory.peak < 5_500_000 and len(kept) == 3_000_000
+
+
+def test_two_traces_at_once_would_spoil_each_other():
+    with (
+        probes.traced_memory(),
+        pytest.raises(RuntimeError, match=r"^traced_memory\(\): memory is being traced already"),
+        probes.traced_memory(),
+    ):
+        pass
+    with probes.traced_memory():  # and the first one ended all the same
+        pass
+
+
+def test_a_writer_waits_for_a_reader_that_stalls():
+    lines, threads = 2000, threading.active_count()
+    started = time.perf_counter()
+    with probes.stalled_reader(0.3) as file:
+        for number in range(lines):
+            print(f"{number:100}", file=file, flush=True)  # 200 kB: more than a pipe holds
+        blocked = time.perf_counter() - started
+    assert blocked >= 0.25 and threading.active_count() == threads
+
+
+def test_a_short_message_does_not_wait_for_the_reader():
+    started = time.perf_counter()
+    with probes.stalled_reader(60) as file:
+        print("short", file=file)
+    assert time.perf_counter() - started < 30
