@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import selectors
@@ -149,6 +150,7 @@ def traced_memory() -> Iterator[Memory]:
     if tracemalloc.is_tracing():
         raise RuntimeError("traced_memory(): memory is being traced already; end that trace first.")
     memory = Memory()
+    gc.freeze()  # the collector looks at new objects only: how many a notebook holds already is no part of the measurement
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -156,6 +158,7 @@ def traced_memory() -> Iterator[Memory]:
         memory.peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ async def run_script(source: str, *, timeout: float = 30.0) -> str:
             file.write(source)
         process = subprocess.Popen(
             [sys.executable, "-c", _WATCH_AND_RUN, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            start_new_session=True, env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHON_COLORS": "0"},
         )  # fmt: skip
         pipes = (process.stdout, process.stderr)
         try:

@@ -8,6 +8,7 @@ gone, however that ended: the child waits at a pipe of which only the parent hol
 
 import asyncio
 import atexit
+import contextlib
 import http.client
 import json
 import logging
@@ -19,6 +20,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -269,6 +271,32 @@ def start_upstream(*, seed: int = 1, name: str = "upstream") -> Upstream:
         _start(Upstream, name, **how).reset(seed)
     print(f"practice {name}: ready on {HOST}")
     return _servers[name]
+
+
+@contextlib.asynccontextmanager
+async def line_server(seconds: float = 0.03) -> AsyncIterator[int]:
+    """``async with line_server() as port``: a server of a line protocol, on this loop, as Redis is one.
+
+    To each line ``GET name`` it answers ``data of name`` after that many seconds. The answers to a
+    connection come in the order of its requests, also when the client no longer waits for them.
+    """
+    open_ones: set[asyncio.Task[None]] = set()
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.add(asyncio.current_task())  # type: ignore[arg-type]
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            while line := await reader.readline():
+                await asyncio.sleep(seconds)
+                writer.write(b"data of " + line.split()[-1] + b"\n")
+
+    server = await asyncio.start_server(serve_one, HOST, 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in open_ones:
+            task.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
 
 
 def running() -> list[Server]:

@@ -245,6 +245,126 @@ def retry_success(failure: float, retries: int) -> float:
     return 1 - failure ** (retries + 1)
 
 
+def storm_boundary(capacity: float, retries: float) -> float:
+    """The load above which a retry storm feeds itself: mu / (1 + r).
+
+    Once every attempt times out, ``load`` requests per second become load (1 + r) attempts. The
+    server is first come, first served, and does the work of clients that have left as well, so
+    above ``capacity`` attempts the queue never gets shorter (Bronson and others, Metastable
+    Failures in Distributed Systems, 2021).
+    """
+    _positive(capacity=capacity)
+    _not_negative(retries=retries)
+    return capacity / (1 + retries)
+
+
+def storm_stays(load: float, capacity: float, retries: float) -> bool:
+    """Whether a stall longer than 1 + r timeouts leaves the server down for good: lam (1 + r) > mu.
+
+    Each timeout is followed by a retry at once. Whoever comes in the first r timeouts of such a
+    stall gives up during it, so that afterwards attempts come at lam (1 + r), all of them too late
+    for their clients. Above mu the queue grows on, and each answer stays too late; below, it must
+    empty. After a shorter stall a server above the boundary may recover; see ``storm_boundary``.
+    """
+    _positive(load=load)
+    return load > storm_boundary(capacity, retries)
+
+
+def storm_recovery(
+    load: float, capacity: float, stall: float, timeout: float, budget: float = 0.0
+) -> float:
+    """Seconds from the end of a stall until answers come in time again.
+
+    budget: retries allowed per request, from 0 for none; each follows its timeout at once.
+
+    One server, first come first served, evenly loaded below ``capacity``. Attempts come at the
+    rate lam, and at lam' = lam (1 + b) from ``timeout`` on, when the first ones give up. The work
+    that is done u seconds after the stall arrived a seconds after its start, with mu u = lam a +
+    (lam' - lam)(a - tau), and took D + u - a. That is tau at
+
+        u = (lam' (D - tau) - (lam' - lam) tau) / (mu - lam'),
+
+    and at lam (D - tau) / (mu - lam) if that work is older than the first retry: the later of the
+    two. 0 if D <= tau, and infinite if lam' >= mu. The queue is short enough for a new request
+    tau earlier; without retries that is at (lam D - mu tau) / (mu - lam).
+    """
+    _positive(load=load, capacity=capacity, timeout=timeout)
+    _not_negative(stall=stall)
+    _fraction(budget=budget)
+    attempts, late = load * (1 + budget), stall - timeout
+    if late <= 0:
+        return 0.0
+    if attempts >= capacity:
+        return math.inf
+    with_retries = (attempts * late - (attempts - load) * timeout) / (capacity - attempts)
+    return max(load * late / (capacity - load), with_retries)
+
+
+def jitter_level(clients: int, width: float, bin: float) -> float:
+    """Mean retries in each ``bin`` seconds when ``clients`` retry within ``width``: n bin / width.
+
+    Full jitter: each waits a time drawn evenly from 0 to ``width``. Without jitter all n meet.
+    """
+    _count(0, clients=clients)
+    _positive(width=width, bin=bin)
+    return clients * min(1.0, bin / width)
+
+
+def jitter_peak(clients: int, width: float, bin: float) -> float:
+    """Expected height of the fullest of the width / bin bins under full jitter.
+
+    Above ``jitter_level`` by chance: sum over x of 1 - P(a bin has at most x)^bins. Bins are
+    binomial, and taken as independent, which they nearly are when there are many.
+    """
+    level = jitter_level(clients, width, bin)
+    bins, share = width / bin, min(1.0, bin / width)
+    if share == 1 or not clients:
+        return level
+    odds, at_most, peak = share / (1 - share), 0.0, 0.0
+    log_exactly = clients * math.log1p(-share)  # as a logarithm, which cannot underflow
+    for x in range(clients):
+        at_most = min(1.0, at_most + math.exp(log_exactly))
+        peak += 1 - at_most**bins
+        log_exactly += math.log(odds * (clients - x) / (x + 1))
+    return peak
+
+
+def fixed_window_bound(limit: int) -> int:
+    """Most admissions in any stretch as long as the window of a fixed-window counter: 2 L.
+
+    L just before the counter starts again, and L just after.
+    """
+    _count(1, limit=limit)
+    return 2 * limit
+
+
+def sliding_log_bound(limit: int) -> int:
+    """Most admissions in any stretch as long as the window of a sliding log: L, by definition."""
+    _count(1, limit=limit)
+    return limit
+
+
+def token_bucket_bound(rate: float, burst: float, window: float) -> float:
+    """Most admissions by a token bucket in any ``window`` seconds: r W + B.
+
+    The bucket is full, with B tokens, when the window begins, and r W more drop in during it.
+    """
+    _positive(rate=rate, burst=burst)
+    _not_negative(window=window)
+    return rate * window + burst
+
+
+def leaky_bucket_bound(limit: float, period: float, window: float) -> float:
+    """Most admissions in any ``window`` by a leaky bucket used as a meter: L + (L / T) W.
+
+    As in aiolimiter's AsyncLimiter(limit, period): the bucket holds L and leaks L / T per second,
+    a token bucket with the burst L. In one period that is 2 L. A leaky bucket used as a queue,
+    which lets one through every T / L seconds, has no such burst.
+    """
+    _positive(limit=limit, period=period)
+    return token_bucket_bound(limit / period, limit, window)
+
+
 def xfetch_probability(time_left: float, delta: float, beta: float = 1.0) -> float:
     """Chance that a read with ``time_left`` to expiry refreshes early: exp(-t / (beta delta)).
 

@@ -274,6 +274,21 @@ class PracticeUpstream:
         await call.wait(end - now)
         return 200, {"ahead": ahead}
 
+    async def contended(self, call: Call) -> Reply:
+        """/contended?seconds=&alpha=&beta= takes longer the more requests of its key= are there."""
+        # With n there, this one among them: seconds (1 + alpha (n - 1) + beta n (n - 1)). A closed
+        # loop of N then completes as the universal scalability law says.
+        seconds = call.number("seconds", 0.0, MAX_SECONDS)
+        alpha, beta = call.number("alpha", 0.0, 1, 0.0), call.number("beta", 0.0, 1, 0.0)
+        there = call.run.memory.setdefault(f"contended/{call.query.get('key', '')}", Counter())
+        there["now"] += 1
+        n = there["now"]
+        try:
+            await call.wait(min(seconds * (1 + alpha * (n - 1) + beta * n * (n - 1)), MAX_SECONDS))
+        finally:
+            there["now"] -= 1
+        return 200, {"there": n}
+
     async def item(self, call: Call) -> Reply:
         """/item/{id} answers with a small JSON object, always the same for the same id."""
         return 200, {"id": call.argument, "price": zlib.crc32(call.argument.encode()) % 10_000}

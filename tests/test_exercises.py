@@ -42,18 +42,8 @@ CHAPTERS = [
     for path in sorted((Path(__file__).parent / "answers").glob("chapter??.py"))
 ]
 IDS = [exercise.id for exercise in exercises()]
-RIGHT = [
-    (i, answer)
-    for chapter in CHAPTERS
-    for i, answers in chapter.RIGHT.items()
-    for answer in answers
-]
-STUBS = [
-    (i, answer)
-    for chapter in CHAPTERS
-    for i, answers in chapter.STUBS.items()
-    for answer in answers
-]
+RIGHT = [(i, answer) for chapter in CHAPTERS for i, answers in chapter.RIGHT.items() for answer in answers]
+STUBS = [(i, answer) for chapter in CHAPTERS for i, answers in chapter.STUBS.items() for answer in answers]
 WRONG = [(i, *pair) for chapter in CHAPTERS for i, pairs in chapter.WRONG.items() for pair in pairs]
 
 
@@ -108,16 +98,14 @@ def test_a_wrong_answer_is_rejected_for_what_it_lacks(exercise_id, answer, lacki
     assert " at 0x" not in verdict.sentence
 
 
-@pytest.mark.parametrize(
-    "value", [None, 42, "text", [1], {"a": 1}, {1.5}, object(), ValueError("v"), b"", ()]
-)
+@pytest.mark.parametrize("value", [None, 42, "text", [1], {"a": 1}, {1.5}, object(), ValueError("v"), b"", ()])
 @pytest.mark.parametrize("exercise_id", IDS)
 def test_an_answer_that_returns_anything_is_judged(exercise_id, value):
-    async def answer(argument):
+    async def answer(*arguments):
         await asyncio.sleep(0)
         return value
 
-    def plain_answer(argument):
+    def plain_answer(*arguments):
         return value
 
     for one in (answer, plain_answer):
@@ -130,7 +118,7 @@ def test_an_answer_that_returns_anything_is_judged(exercise_id, value):
 )
 @pytest.mark.parametrize("exercise_id", IDS)
 def test_an_answer_that_raises_is_told_in_a_sentence(exercise_id, error):
-    def answer(argument):
+    def answer(*arguments):
         raise error
 
     verdict = evaluate(exercise_id, answer)
@@ -173,9 +161,7 @@ def test_check_of_a_stub_is_one_line_and_leaves_no_trace(capsys):
 def test_check_of_a_right_answer_names_what_is_proven(capsys):
     assert check("1.2", chapter01.gather_in_order) is None
     out = capsys.readouterr().out
-    assert out.startswith(
-        "1.2 gather in order: passed.\nProven: calls each function once; results in"
-    )
+    assert out.startswith("1.2 gather in order: passed.\nProven: calls each function once; results in")
     assert store.checked() == {"1.2": "passed"}
 
 
@@ -184,9 +170,7 @@ def test_each_failed_check_shows_one_more_hint(capsys):
     for _ in range(4):
         check("1.2", chapter01.gather_one_after_another)
         out = capsys.readouterr().out
-        assert out.startswith(
-            "1.2 gather in order: not yet.\nMissing: takes as long as the slowest.\nIt took 20.2 s"
-        )
+        assert out.startswith("1.2 gather in order: not yet.\nMissing: takes as long as the slowest.\nIt took 20.2 s")
         shown.append(re.search(r"^Hint (\d) of 3: ", out, re.MULTILINE)[1])
     assert shown == ["1", "2", "3", "3"]
 
@@ -197,9 +181,7 @@ def test_hint_shows_one_more_each_time(capsys):
         hint("1.1")
         out = capsys.readouterr().out
         assert re.findall(r"Hint (\d) of 3", out) == [str(n) for n in range(1, number + 1)]
-    assert " ".join(out.split()) == " ".join(
-        f"Hint {n} of 3: {text}" for n, text in enumerate(hints, 1)
-    )
+    assert " ".join(out.split()) == " ".join(f"Hint {n} of 3: {text}" for n, text in enumerate(hints, 1))
 
 
 def test_a_pass_is_kept_when_a_later_check_fails():
@@ -260,9 +242,7 @@ def test_what_cannot_be_checked_is_an_error_of_one_sentence(exercise_id, answer,
 def test_a_coroutine_in_place_of_the_function_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(
-            TypeError, match=r"got the coroutine _one\(\.\.\.\): write check\('1.2', _one\)"
-        ):
+        with pytest.raises(TypeError, match=r"got the coroutine _one\(\.\.\.\): write check\('1.2', _one\)"):
             check("1.2", _one([]))
 
 
@@ -285,7 +265,7 @@ def test_a_check_works_where_a_loop_runs():
 def test_an_answer_that_never_ends_is_stopped(exercise_id, monkeypatch):
     monkeypatch.setattr(harness, "REAL_LIMIT", 0.3)
 
-    def answer(argument):
+    def answer(*arguments):
         while True:
             pass
 
@@ -295,7 +275,7 @@ def test_an_answer_that_never_ends_is_stopped(exercise_id, monkeypatch):
 
 
 def test_an_interrupt_ends_a_check_and_leaves_everything_as_it_was():
-    def answer(argument):
+    def answer(*arguments):
         threading.Timer(0.05, _thread.interrupt_main).start()
         while True:
             pass
@@ -349,9 +329,7 @@ def test_observe_counts_what_is_left_and_lost():
         ["sleep"],
     )
     assert len(run.loop_errors) == 1
-    assert run.loop_errors[0].startswith(
-        "Task exception was never retrieved (ValueError: nobody looks (in failing"
-    )
+    assert run.loop_errors[0].startswith("Task exception was never retrieved (ValueError: nobody looks (in failing")
 
 
 def test_observe_keeps_the_exception_and_refuses_what_leaves_the_simulation():
@@ -384,9 +362,7 @@ def test_observe_sees_an_error_lost_in_a_task_that_the_traceback_holds():
 
     run = observe(scenario)
     assert isinstance(run.error, KeyError)
-    assert [entry.partition(" (")[0] for entry in run.loop_errors] == [
-        "Task exception was never retrieved"
-    ]
+    assert [entry.partition(" (")[0] for entry in run.loop_errors] == ["Task exception was never retrieved"]
 
 
 def test_call_counts_time_sleep_instead_of_sleeping():
@@ -452,9 +428,7 @@ def test_cancel_sweep_visits_every_await_at_both_moments():
     async def scenario(calls, drive):
         await drive(answer())
 
-    seen = [
-        (str(c), c.time, run.was_cancelled, run.elapsed) for run, _, c in cancel_sweep(scenario)
-    ]
+    seen = [(str(c), c.time, run.was_cancelled, run.elapsed) for run, _, c in cancel_sweep(scenario)]
     assert seen == [
         ("await number 1", 0.0, True, 0.0),
         ("await number 2", 1.0, True, 1.0),
@@ -555,9 +529,7 @@ def test_a_guess_that_is_no_option_is_named(guess):
 
 
 def test_only_an_option_can_be_measured():
-    with pytest.raises(
-        ValueError, match="settle\\(\\) of 'naps' got 'x', which is none of the options a, b, c."
-    ):
+    with pytest.raises(ValueError, match="settle\\(\\) of 'naps' got 'x', which is none of the options a, b, c."):
         predict("naps", "How long?", OPTIONS).settle("x")
     with pytest.raises(ValueError, match="needs options such as"):
         predict("naps", "How long?", ["a", "b"])
@@ -583,9 +555,7 @@ def test_a_score_is_a_number(value):
 def test_a_damaged_file_costs_only_the_damaged_lines(own_progress):
     score("before", 1)
     path = own_progress / "events.jsonl"
-    damage = (
-        b'{"kind": "score", "key": "torn\n\xff\xfe\x00 garbage\n[1, 2]\n"text"\n{"kind": "cut off'
-    )
+    damage = b'{"kind": "score", "key": "torn\n\xff\xfe\x00 garbage\n[1, 2]\n"text"\n{"kind": "cut off'
     with path.open("ab") as file:
         file.write(damage)
     score("after", 2)
@@ -602,36 +572,26 @@ def test_two_notebooks_at_once_lose_nothing(own_progress):
     """
     root = str(Path(__file__).parents[1])
     writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, name], env={**os.environ, "PYTHONPATH": root}
-        )
+        subprocess.Popen([sys.executable, "-c", program, name], env={**os.environ, "PYTHONPATH": root})
         for name in "abc"
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     assert sorted(scores()) == sorted(f"{name}-{n}" for name in "abc" for n in range(200))
     lines = (own_progress / "events.jsonl").read_bytes().split()
-    assert all(
-        json.loads(line)
-        for line in (own_progress / "events.jsonl").read_text().splitlines()
-        if line
-    )
+    assert all(json.loads(line) for line in (own_progress / "events.jsonl").read_text().splitlines() if line)
     assert lines
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "file"))
-    with pytest.raises(
-        OSError, match=r"COURSE_PROGRESS names '.*file', which cannot be written \(.*\): set it to"
-    ):
+    with pytest.raises(OSError, match=r"COURSE_PROGRESS names '.*file', which cannot be written \(.*\): set it to"):
         score("x", 1)
 
 
 def test_without_a_course_around_it_progress_goes_to_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("COURSE_PROGRESS")
-    monkeypatch.setattr(
-        store, "__file__", str(tmp_path / "site-packages" / "support" / "exercises" / "store.py")
-    )
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "site-packages" / "support" / "exercises" / "store.py"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     assert store.folder().parent == tmp_path / "tmp"
     course = tmp_path / "site-packages"

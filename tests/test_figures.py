@@ -201,3 +201,57 @@ def test_a_png_is_small_and_has_no_date():
     assert b"Software" not in data
     width = struct.unpack(">I", data[16:20])[0]
     assert width == 800
+
+
+KNEE = ([1, 4, 16], [[9.0, 10.0, 12.0], [38.0], [50.0]], [[0.1], [0.1, 0.125, 0.3], [0.32]])
+
+
+def test_a_knee_has_both_bounds_and_says_where_it_is():
+    figure, pair = figures.new_figure(columns=2)
+    residuals = figures.knee(pair, *KNEE, service_time=0.1, capacity=50)
+    assert residuals == (pytest.approx(0.05), pytest.approx(0.25))
+    for axes, at_knee, word in zip(pair, (50, 100), ("X = min", "R = max"), strict=True):
+        theory, knee = axes.get_lines()[0], axes.get_lines()[-1]
+        drawn = dict(zip(theory.get_xdata(), theory.get_ydata(), strict=True))
+        assert drawn[5] == pytest.approx(at_knee)  # the corner of the line, though N = 5 was not measured
+        assert word in theory.get_label() and list(knee.get_xdata()) == [5, 5]
+        assert [text.get_text() for text in axes.texts] == ["knee\nN* = μS = 5"]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4", "16"]
+    medians = [axes.containers[0].lines[0].get_ydata() for axes in pair]
+    assert list(medians[0]) == [10, 38, 50] and list(medians[1]) == pytest.approx([100, 125, 320])
+    with pytest.raises(ValueError, match="knee: 2 concurrencies, 3 groups of throughputs and 3 of latencies"):
+        figures.knee(pair, KNEE[0][:2], *KNEE[1:], service_time=0.1, capacity=50)
+
+
+def test_a_storm_names_each_variant_where_no_other_name_is():
+    figure, axes = figures.new_figure()
+    times, up, down = [0.5, 1.5, 2.5], [7.0, 0.0, 7.0], [7.0, 0.0, 0.0]
+    figures.storm(axes, times, {"none": up, "two\nlines": up, "retries": down}, stall=(1, 2), load=7, capacity=10)
+    figure.canvas.draw()
+    texts = {text.get_text(): text for text in axes.texts}
+    assert set(texts) == {"stall", "capacity μ = 10", "load λ = 7", "● none", "■ two\nlines", "▲ retries"}
+    boxes = [text.get_window_extent() for name, text in texts.items() if name[0] in "●■▲"]
+    assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
+    lines = [line for line in axes.get_lines() if line.get_marker() != "None"]
+    assert [list(line.get_ydata()) for line in lines] == [up, up, down]
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 3
+    (band,) = axes.patches
+    assert (band.get_x(), band.get_width()) == (1, 1)
+    with pytest.raises(ValueError, match="storm: 3 times and 2 values of 'none' do not match"):
+        figures.storm(axes, times, {"none": [1, 2]}, stall=(1, 2), load=7, capacity=10)
+    with pytest.raises(ValueError, match="storm: 5 variants are too many"):
+        figures.storm(axes, times, dict.fromkeys("abcde", up), stall=(1, 2), load=7, capacity=10)
+
+
+def test_a_storm_plane_shows_the_line_and_counts_what_it_gets_wrong():
+    _, axes = figures.new_figure()
+    stuck = [[False, False, True], [False, True, True]]  # 0 and 1 retries; wrong: no retries at 80
+    assert figures.storm_plane(axes, [0, 1], [20, 60, 80], stuck, capacity=100) == 1
+    recovers, down, line = axes.get_lines()
+    assert list(recovers.get_xdata()) == pytest.approx([0.2, 0.6, 0.2]) and list(recovers.get_ydata()) == [0, 0, 1]
+    assert list(down.get_xdata()) == pytest.approx([0.8, 0.6, 0.8]) and list(down.get_ydata()) == [0, 1, 1]
+    assert recovers.get_markerfacecolor() == "none" != down.get_markerfacecolor()
+    assert line.get_xdata() * (1 + line.get_ydata()) == pytest.approx(1)
+    assert [text.get_text() for text in axes.texts] == ["λ(1 + r) = μ"]
+    with pytest.raises(ValueError, match=r"storm_plane: 2 rows of 3 are needed, .* has the shape \(1, 3\)"):
+        figures.storm_plane(axes, [0, 1], [20, 60, 80], stuck[:1], capacity=100)

@@ -365,3 +365,20 @@ def test_start_upstream_keeps_one_that_answers_and_replaces_one_that_does_not(
         another.reset(seed="x y")
     with servers.serve("support.upstream:app", name="upstream", in_process=True) as taken:
         assert servers.start_upstream() is not taken  # a name that another server has
+
+
+def test_a_line_server_answers_in_order_and_leaves_nothing():
+    async def main() -> tuple[list[bytes], int]:
+        async with servers.line_server(0.001) as port:
+            pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            for _, writer in pairs:
+                writer.write(b"GET a\nGET b\n")
+            lines = [await reader.readline() for reader, _ in pairs for _ in range(2)]
+            pairs[0][1].close()  # the other one is open when the server ends
+        assert await pairs[1][0].read() == b""
+        pairs[1][1].close()
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", port)
+        return lines, len(asyncio.all_tasks())
+
+    assert asyncio.run(main()) == ([b"data of a\n", b"data of b\n"] * 2, 1)

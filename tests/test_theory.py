@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import heapq
 import inspect
 import math
 import random
 
+import aiolimiter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -232,6 +234,152 @@ def test_layers_of_retries_against_draws():
     assert attempts / runs == pytest.approx(theory.retry_attempts(0.7, 2, layers=2), rel=0.03)
 
 
+def _storm(load, *, retries=0, budget=math.inf, stall=5.0, capacity=100, timeout=1.0, until=100.0):
+    """When, after a stall, the last answer came that was too late: in seconds from its end.
+
+    One server, first come first served, which works for clients that have left as well.
+    """
+    attempts = [(number / load, 0) for number in range(int(load * until))]
+    free, tokens, last_late = stall, 0.0, 0.0
+    while attempts:
+        now, tried = heapq.heappop(attempts)
+        if tried == 0:
+            tokens = tokens + budget if tokens < 1 else tokens
+        elif tokens < 1 - 1e-9:
+            continue
+        else:
+            tokens -= 1
+        free = max(free, now) + 1 / capacity
+        if free > now + timeout:
+            last_late = max(last_late, free - stall)
+            if tried < retries:
+                heapq.heappush(attempts, (now + timeout, tried + 1))
+    return last_late
+
+
+def test_a_stall_of_the_curriculum_without_retries():
+    assert theory.storm_recovery(70, 100, 5, 1) == pytest.approx(70 * 4 / 30)
+    new_requests_in_time = (70 * 5 - 100 * 1) / (100 - 70)
+    assert theory.storm_recovery(70, 100, 5, 1) == pytest.approx(new_requests_in_time + 1)
+    assert theory.storm_recovery(70, 100, 1, 1) == theory.storm_recovery(120, 100, 0.5, 1) == 0
+    assert (
+        theory.storm_recovery(100, 100, 5, 1)
+        == theory.storm_recovery(95, 100, 5, 1, 0.1)
+        == math.inf
+    )
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize(("load", "stall"), [(70, 5.0), (50, 5.0), (30, 1.5), (60, 1.2)])
+def test_storm_recovery_against_a_simulated_queue(load, stall, budget):
+    measured = _storm(load, retries=3, budget=budget, stall=stall)
+    expected = theory.storm_recovery(load, 100, stall, timeout=1.0, budget=budget)
+    assert measured == pytest.approx(expected, rel=0.01, abs=0.03)  # a few requests
+
+
+@pytest.mark.parametrize("retries", [1, 2, 3])
+def test_the_boundary_of_a_storm_against_a_simulated_queue(retries):
+    boundary, stall = theory.storm_boundary(100, retries), 1.1 + retries
+    assert boundary == pytest.approx(100 / (1 + retries))
+    for load in (0.95 * boundary, 1.05 * boundary):
+        stays = _storm(load, retries=retries, stall=stall) > 90
+        assert theory.storm_stays(load, 100, retries) == stays == (load > boundary)
+    assert _storm(1.05 * boundary, retries=retries, stall=0.9) == 0  # nobody timed out
+    assert not theory.storm_stays(boundary, 100, retries)
+
+
+def test_a_stall_of_less_than_all_timeouts_may_pass_above_the_boundary():
+    load = 1.05 * theory.storm_boundary(100, 3)
+    assert _storm(load, retries=3, stall=2.0) < 1 < 90 < _storm(load, retries=3, stall=4.1)
+
+
+@pytest.mark.parametrize(
+    ("clients", "width", "bin"), [(200, 1.0, 0.05), (1000, 8.0, 0.1), (60, 3.0, 0.05)]
+)
+def test_jitter_against_draws(clients, width, bin):
+    rng, runs, bins = random.Random(4), 400, round(width / bin)
+    peaks = []
+    for _ in range(runs):
+        counts = [0] * bins
+        for _ in range(clients):
+            counts[int(rng.uniform(0, width) / bin)] += 1
+        peaks.append(max(counts))
+    assert theory.jitter_level(clients, width, bin) == pytest.approx(clients / bins)
+    assert sum(peaks) / runs == pytest.approx(theory.jitter_peak(clients, width, bin), rel=0.02)
+
+
+def test_without_jitter_all_meet():
+    assert theory.jitter_level(200, 0.05, 0.05) == theory.jitter_peak(200, 0.05, 0.05) == 200
+    assert theory.jitter_level(200, 0.01, 0.05) == theory.jitter_peak(200, 0.01, 0.05) == 200
+    assert theory.jitter_peak(0, 1, 0.05) == 0
+
+
+def _most_admitted(limiter, window=1.0, step=1 / 64):
+    """Most admissions in any window, when a flood meets the limiter after each of many rests."""
+    most = 0
+    for rest in range(128):
+        admit, times = limiter(), []
+        for now in (tick * step for tick in range(rest, rest + 192)):
+            while admit(now):
+                times.append(now)
+        most = max(most, *(sum(0 <= t - start <= window for t in times) for start in times))
+    return most
+
+
+def _fixed_window(limit):
+    counts = collections.Counter()
+
+    def admit(now):
+        counts[int(now)] += counts[int(now)] < limit + 1
+        return counts[int(now)] <= limit
+
+    return admit
+
+
+def _token_bucket(rate, burst):
+    tokens, before = burst, 0.0
+
+    def admit(now):
+        nonlocal tokens, before
+        tokens, before = min(burst, tokens + rate * (now - before)), now
+        tokens -= (enough := tokens >= 1)
+        return enough
+
+    return admit
+
+
+def _sliding_log(limit):
+    log = collections.deque(maxlen=limit)
+
+    def admit(now):
+        if len(log) == limit and now - log[0] <= 1:
+            return False
+        log.append(now)
+        return True
+
+    return admit
+
+
+def test_the_most_that_a_limiter_admits_in_any_second():
+    assert _most_admitted(lambda: _fixed_window(8)) == theory.fixed_window_bound(8) == 16
+    assert _most_admitted(lambda: _sliding_log(8)) == theory.sliding_log_bound(8) == 8
+    assert _most_admitted(lambda: _token_bucket(8, 8)) == theory.token_bucket_bound(8, 8, 1) == 16
+    assert _most_admitted(lambda: _token_bucket(8, 2)) == theory.token_bucket_bound(8, 2, 1) == 10
+    assert theory.token_bucket_bound(8, 2, 0) == 2
+
+
+def test_the_most_that_aiolimiter_admits_in_any_second():
+    async def main():
+        limiter, times = aiolimiter.AsyncLimiter(8, 2.0), []
+        for _ in range(40):
+            async with limiter:
+                times.append(asyncio.get_running_loop().time())
+        return max(sum(0 <= t - start < 1.0 + 1e-6 for t in times) for start in times)
+
+    assert simulate(main) == theory.leaky_bucket_bound(8, 2.0, 1.0) == 12
+    assert theory.leaky_bucket_bound(8, 2.0, 2.0) == 16
+
+
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_xfetch_against_a_simulated_cache(beta):
     rng = random.Random(8)
@@ -327,6 +475,20 @@ def test_coordinated_omission_against_a_simulated_stall():
         ),
         (lambda: theory.retry_attempts(1.5, 2), "failure must be from 0 to 1, not 1.5."),
         (lambda: theory.xfetch_mean_lead(1, 0.1), "rate * beta * delta must be above 1, not 0.1."),
+        (
+            lambda: theory.storm_boundary(100, -1),
+            "retries must be a finite number from 0 up, not -1.",
+        ),
+        (
+            lambda: theory.storm_recovery(70, 100, 5, 1, budget=1.5),
+            "budget must be from 0 to 1, not 1.5.",
+        ),
+        (lambda: theory.jitter_peak(9, 0, 1), "width must be a finite number above 0, not 0."),
+        (lambda: theory.fixed_window_bound(0), "limit must be a whole number from 1 up, not 0."),
+        (
+            lambda: theory.leaky_bucket_bound(8, 1, -1),
+            "window must be a finite number from 0 up, not -1.",
+        ),
         (
             lambda: theory.stalled_quantile(0.99, 1, 20, 1.0),
             "utilisation must be from 0 to below 1, not 1.0.",

@@ -142,7 +142,7 @@ def test_reset_zeroes_everything(upstream: servers.Upstream) -> None:
 
 @pytest.mark.parametrize("path", [
     "/delay/30", "/stall", "/limited?seconds=30&capacity=1", "/drip?bytes=100&seconds=30",
-    "/status/500?delay=30", "/big/1000000000"])
+    "/status/500?delay=30", "/big/1000000000", "/contended?seconds=30"])
 def test_a_client_that_leaves_is_counted_as_aborted(upstream: servers.Upstream, path: str) -> None:
     async def work(session: aiohttp.ClientSession) -> dict[str, Any]:
         async def get() -> None:
@@ -370,6 +370,67 @@ def test_limited_requests_queue_and_keys_have_their_own_queue(upstream: servers.
     assert ask(upstream.url_for("/limited", seconds=0, capacity=2, key="b"))[2] == {"ahead": 0}
 
 
+def test_one_long_request_stalls_those_behind_it_on_the_same_key(
+        upstream: servers.Upstream) -> None:
+    async def work(session: aiohttp.ClientSession) -> list[str]:
+        finished: list[str] = []
+
+        async def one(name: str, seconds: float, key: str) -> None:
+            url = upstream.url_for("/limited", seconds=seconds, capacity=1, key=key)
+            async with session.get(url) as answer:
+                await answer.read()
+            finished.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one("long", 0.7, "a"))
+            await until(upstream, "in_flight", 1)
+            group.create_task(one("behind it", 0, "a"))
+            await until(upstream, "in_flight", 2)
+            await one("elsewhere", 0, "b")
+        return finished
+
+    assert run(work) == ["elsewhere", "long", "behind it"]
+
+
+def test_contended_requests_slow_each_other_down(upstream: servers.Upstream) -> None:
+    url = upstream.url_for("/contended", seconds=0.1, alpha=0.5, beta=0.25, key="a")
+    times = {1: 0.1, 2: 0.1 * (1 + 0.5 + 0.5), 3: 0.1 * (1 + 1.0 + 1.5), 4: 0.1 * (1 + 1.5 + 3.0)}
+
+    async def work(session: aiohttp.ClientSession) -> list[tuple[int, float]]:
+        async def one() -> tuple[int, float]:
+            start = time.perf_counter()
+            async with session.get(url) as answer:
+                return (await answer.json())["there"], time.perf_counter() - start
+
+        return await asyncio.gather(*(one() for _ in range(4)))
+
+    finished = sorted(run(work))
+    assert [there for there, _ in finished] == [1, 2, 3, 4]
+    assert all(took > times[there] for there, took in finished)
+    assert finished[0][1] < times[3]  # the first one does not wait for those that come after it
+    assert ask(url)[2] == {"there": 1}  # they have left
+    assert ask(upstream.url_for("/contended", seconds=0, key="b"))[2] == {"there": 1}
+
+
+def test_contended_requests_of_other_keys_and_of_clients_that_left_do_not_count(
+        upstream: servers.Upstream) -> None:
+    async def work(session: aiohttp.ClientSession) -> tuple[int, int]:
+        async def there(seconds: float, key: str) -> int:
+            url = upstream.url_for("/contended", seconds=seconds, key=key)
+            async with session.get(url) as answer:
+                return (await answer.json())["there"]
+
+        waiting = asyncio.create_task(there(30, "a"))
+        await until(upstream, "in_flight", 1)
+        seen = await there(0, "b"), await there(0, "a")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await upstream.settled()
+        return *seen, await there(0, "a")
+
+    assert run(work) == (1, 2, 1)
+
+
 def test_item_is_the_same_every_time(upstream: servers.Upstream) -> None:
     assert ask(upstream.url_for("/item/7"))[2] == ask(upstream.url_for("/item/7"))[2]
     assert ask(upstream.url_for("/item/7"))[2] != ask(upstream.url_for("/item/8"))[2]
@@ -386,6 +447,7 @@ def test_item_is_the_same_every_time(upstream: servers.Upstream) -> None:
     ("/flaky?p=2", "p must"), ("/drip?bytes=5", "seconds"), ("/big/1073741825", "1073741824"),
     ("/bomb/x", "bytes"), ("/redirect/101", "times"), ("/limited?second=1", "seconds"),
     ("/limited?seconds=1&capacity=0", "capacity"), ("/reset?seed=x", "seed"),
+    ("/contended?alpha=1", "seconds"), ("/contended?seconds=1&beta=2", "beta"),
 ])
 def test_bad_input_is_refused_in_one_sentence_that_names_it(
         upstream: servers.Upstream, path: str, named: str) -> None:
@@ -399,7 +461,7 @@ def test_an_unknown_path_names_itself_and_the_endpoints(upstream: servers.Upstre
     status, _, content = ask(upstream.url + "/dely/1")
     assert status == 404
     assert "'/dely/1'" in content["error"] and "did you mean /delay?" in content["error"]
-    assert "/limited" in content["error"] and len(content["endpoints"]) == 13
+    assert "/limited" in content["error"] and len(content["endpoints"]) == 14
     assert "did you mean" not in ask(upstream.url)[2]["error"]
 
 

@@ -1,11 +1,13 @@
 """Exercises: ``check`` an answer, ``predict`` before measuring, see ``hint`` and ``progress``."""
 
 from .chapter01 import Pause
+from .chapter03 import BreakerOpen
 from .engine import Exercise, Verdict, check, evaluate, exercises, hint
 from .predict import Prediction, predict
 from .store import Score, progress, score, scores
 
 __all__ = [
+    "BreakerOpen",
     "Exercise",
     "Pause",
     "Prediction",
