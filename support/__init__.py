@@ -17,6 +17,8 @@ _ROOM_OF = {
     "occupy_loop": "clock",
     "start_upstream": "servers",
     "serve": "servers",
+    "start_postgres": "services",
+    "start_redis": "services",
     "predict": "exercises",
     "check": "exercises",
     "hint": "exercises",
