@@ -58,6 +58,10 @@ def open_chapter(name: str) -> None:
     use_style()
     _show_exception_groups()
     _let_interrupts_through()
+    if shell := _shell():
+        from support.modules import register
+
+        register(shell)
     if _before is None:
         _before = _running_now()
     print(f"Chapter {name} is open. Its last cell closes it, and reports what was left running.")

@@ -114,7 +114,7 @@ def imported_modules(path: Path) -> set[str]:
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        text = "".join(TransformerManager().transform_cell(cell) for cell in code)
+        text = "".join(TransformerManager().transform_cell(re.sub(r"^%%module .*", "", cell)) for cell in code)
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -132,7 +132,8 @@ def test_every_import_is_in_the_list() -> None:
     undeclared = {}
     for folder, pattern in [("support", "**/*.py"), ("tests", "**/*.py"), ("notebooks", "*.ipynb")]:
         for path in (ROOT / folder).glob(pattern):
-            for module in imported_modules(path) - set(sys.stdlib_module_names) - own:
+            cells = set(re.findall(r"%%module +(\w+)", path.read_text(encoding="utf-8")))
+            for module in imported_modules(path) - set(sys.stdlib_module_names) - own - cells:
                 names = {canonicalize_name(name) for name in projects.get(module, [module])}
                 if not names & declared:
                     undeclared.setdefault(module, []).append(str(path.relative_to(ROOT)))

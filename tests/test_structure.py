@@ -34,14 +34,26 @@ def test_keeps_the_rules(path: Path) -> None:
 
 def unknown_names(nb: NotebookNode, folder: Path) -> list[str]:
     """Names that a section uses, and that neither the setup cell nor the section itself makes."""
-    setup, parts = "", {"": []}
+    setup, parts, files, bodies = "", {"": []}, {}, []
     for cell in nb.cells:
+        heading = next(reversed(parts))
         if cell.cell_type == "markdown" and (found := re.match(r"## (.+)", cell.source)):
             parts[found[1]] = []
         elif cell.cell_type == "code" and "setup" in rules.tags(cell):
             setup = cell.source
+        elif cell.cell_type == "code" and (module := rules.module_of(cell.source)):
+            files[module] = heading
+            bodies.append((heading, cell.source))
+            own = cell.source.partition("\n")[2]  # a file of its own: it sees no name of the notebook
+            (folder / f"{list(parts).index(heading)}_{module}.py").write_text(own, encoding="utf-8")
         elif cell.cell_type == "code":
-            parts[next(reversed(parts))].append(cell.source)
+            parts[heading].append(cell.source)
+    elsewhere = [
+        f"section {heading!r}: uses the module {module!r} of section {home!r}"
+        for heading, source in bodies + [(heading, "\n".join(sources)) for heading, sources in parts.items()]
+        for module, home in files.items()
+        if heading != home and re.search(rf"\b(?:from|import) {module}\b|[\"']{module}:", source)
+    ]
     for number, (heading, sources) in enumerate(parts.items()):
         body = textwrap.indent("\n".join([setup, *sources]), "    ")
         (folder / f"{number}.py").write_text(f"async def section():  # {heading}\n    ...\n{body}\n", encoding="utf-8")
@@ -51,9 +63,9 @@ def unknown_names(nb: NotebookNode, folder: Path) -> list[str]:
         text=True,
     )
     headings = list(parts)
-    found = re.findall(r"(\d+)\.py:\d+:\d+: (.+)", checked.stdout)
+    found = re.findall(r"(\d+)(?:_\w+)?\.py:\d+:\d+: (.+)", checked.stdout)
     assert bool(found) == bool(checked.stdout), checked.stdout
-    return [f"section {headings[int(number)]!r}: {message}" for number, message in found]
+    return elsewhere + [f"section {headings[int(number)]!r}: {message}" for number, message in found]
 
 
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
@@ -70,6 +82,22 @@ def test_a_section_that_leans_on_another_is_found(tmp_path: Path) -> None:
         new_code_cell("own = 2\nawait asyncio.sleep(0)\nprint(await one() + own)"),
     ]
     assert unknown_names(NotebookNode(cells=cells), tmp_path) == ["section 'Second': F821 Undefined name `one`"]
+
+
+def test_a_module_of_another_section_is_found(tmp_path: Path) -> None:
+    cells = [
+        code("setup", "from support import serve\n"),
+        new_markdown_cell("## First"),
+        new_code_cell("limit = 5"),
+        new_code_cell("%%module shop\nopen = True\nprint(limit)"),
+        new_code_cell("import shop\nprint(shop.open)"),
+        new_markdown_cell("## Second"),
+        new_code_cell("with serve('shop:open') as server:\n    print(server)"),
+    ]
+    assert unknown_names(NotebookNode(cells=cells), tmp_path) == [
+        "section 'Second': uses the module 'shop' of section 'First'",
+        "section 'First': F821 Undefined name `limit`",
+    ]
 
 
 # --- The rules themselves --------------------------------------------------------------
