@@ -3,6 +3,7 @@
 from .chapter01 import Pause
 from .chapter03 import BreakerOpen
 from .engine import Exercise, Verdict, check, evaluate, exercises, hint
+from .pool05 import PoolBusy
 from .predict import Prediction, predict
 from .store import Score, progress, score, scores
 
@@ -10,6 +11,7 @@ __all__ = [
     "BreakerOpen",
     "Exercise",
     "Pause",
+    "PoolBusy",
     "Prediction",
     "Score",
     "Verdict",
