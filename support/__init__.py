@@ -29,7 +29,7 @@ _ROOM_OF = {
     "new_figure": "figures",
     "show": "figures",
 }
-_ROOMS = ("figures", "load", "probes", "theory")
+_ROOMS = ("figures", "load", "probes", "rivals", "theory")
 __all__ = [*_ROOM_OF, *_ROOMS]  # noqa: PLE0604 - names, made from the table above
 
 

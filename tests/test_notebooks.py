@@ -6,6 +6,7 @@ tests/tools/strict_nbval.py.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,13 +18,13 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from support import start_upstream
+from support import start_postgres, start_upstream
 from tests.tools import execute
 from tests.tools.isolation import NOTEBOOKS, ROOT, chapters
 from tests.tools.live import LiveKernel
 from tests.tools.rules import numbered, tagged, tags
 
-KILLED = ["01_event_loop", "02_semaphores", "03_errors"]
+KILLED = [path.stem for path in chapters() if path.stem != "00_start_here"]
 # How far into the chapter's code cells the kernel is killed: 0 is the setup cell.
 MOMENTS = [0.0, 0.2, 0.4, 0.6, 0.8]
 SECONDS_TO_VANISH = 10
@@ -231,12 +232,55 @@ def run_with_urls(source: str, folder: Path) -> subprocess.CompletedProcess[str]
         server.stop()
 
 
-def test_a_script_to_take_away_runs(tmp_path: Path) -> None:
-    programs = [source for path in chapters() for source in scripts(nbformat.read(path, as_version=4))]
+SHOP = """
+import contextlib, fastapi
+@contextlib.asynccontextmanager
+async def lifespan(app): yield {"stock": 3}
+app = fastapi.FastAPI(lifespan=lifespan)
+@app.get("/stock")
+async def stock(request: fastapi.Request): return request.state.stock
+@app.get("/broken")
+async def broken(): raise ValueError("on purpose")
+"""
+
+
+def run_with_app(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script on an application of two routes, of which one fails, and which needs its lifespan."""
+    (folder / "script.py").write_text(source, encoding="utf-8")
+    (folder / "shop.py").write_text(SHOP, encoding="utf-8")
+    command = [sys.executable, "script.py", "shop:app"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def run_with_database(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script with two arguments and a database of its own."""
+    (folder / "script.py").write_text(source, encoding="utf-8")
+    postgres = start_postgres()
+    try:
+        command = [sys.executable, str(folder / "script.py"), "first job", "second job"]
+        environment = {**os.environ, "DATABASE_URL": postgres.fresh_database("take_away")}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    finally:
+        postgres.stop()
+
+
+RUN = {"04_fastapi": run_with_app, "05_connection_pools": run_with_database}
+
+
+@pytest.mark.parametrize("path", [path for path in chapters() if path.stem != "00_start_here"], ids=lambda path: path.stem)
+def test_a_script_to_take_away_runs(path: Path, tmp_path: Path) -> None:
+    programs = scripts(nbformat.read(path, as_version=4))
     assert programs
     for source in programs:
-        done = run_with_urls(source, tmp_path)
+        done = RUN.get(path.stem, run_with_urls)(source, tmp_path)
+        if path.stem == "04_fastapi":
+            assert (done.returncode, done.stderr) == (1, ""), done.stderr  # one route is broken
+            assert sorted(done.stdout.splitlines()) == ["200 /stock", "500 /broken"]
+            continue
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        if path.stem == "05_connection_pools":
+            assert done.stdout == "doing first job\ndoing second job\n"
+            continue
         told = {line.split()[0].split("/", 3)[3]: "failed" in line for line in done.stdout.splitlines()}
         assert told.keys() == {"item/1", "status/503", "big/2000000"}, done.stdout
         assert (told["item/1"], told["status/503"]) == (False, True), done.stdout
