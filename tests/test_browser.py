@@ -14,10 +14,10 @@ import pytest
 from nbformat import NotebookNode
 
 from tests.tools import rules
-from tests.tools.isolation import NOTEBOOKS
+from tests.tools.isolation import NOTEBOOKS, chapters
 from tests.tools.lab import BROWSER_FLAGS, Reader, find_browser, running_lab
 
-CHAPTERS = ["00_start_here", "01_event_loop", "02_semaphores", "03_errors"]
+CHAPTERS = [path.stem for path in chapters()]
 SECONDS_TO_RUN = 150
 SCREENS = Path(__file__).parent / "_screens"
 
