@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from .figures import BLOCKED, MEASURED, OTHER, RUNNING, THEORY, WAITING, _median_and_range
 
-__all__ = ["knee", "pool_curve", "storm", "storm_plane", "wait_survival"]
+__all__ = ["knee", "pool_curve", "pool_waits", "storm", "storm_plane", "wait_survival"]
 
 
 def knee(
@@ -200,33 +200,40 @@ def storm_plane(
 
 def pool_curve(
     axes: Axes,
-    sizes: Sequence[int],
-    series: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[float]]],
-    *,
+    series: Mapping[str, tuple[Mapping[int, Sequence[float]], Callable[[float], float]]],
     formula: str,
     regimes: Mapping[str, tuple[float, float]],
+    *,
+    title: str,
+    log: bool = False,
 ) -> None:
     """Throughput against the connections of a pool, one series a kind of load, each with its dashed theory line.
 
     Args:
-        sizes: the connections, drawn on a logarithmic axis.
-        series: for each name the repeats and the theory at each size, in completions per second; at most two.
+        series: for each name the repeats at each number of connections, and the theory, a function of that
+            number; both in completions per second; at most two. The first has all sizes.
         formula: goes into the legend.
         regimes: words, and where they start: (connections, completions per second).
+        title: the question.
+        log: a logarithmic axis of throughputs.
 
     Raises:
-        ValueError: a series has not one group of repeats and one theory value for each of ``sizes``.
+        ValueError: no series, more than two, or a size without repeats.
     """
     looks = ((MEASURED, "o"), (OTHER, "s"))
-    for row, ((name, (runs, theory)), (color, marker)) in enumerate(zip(series.items(), looks, strict=False)):
-        if not len(sizes) == len(runs) == len(theory):
-            raise ValueError(
-                f"pool_curve: {len(sizes)} sizes, {len(runs)} groups of runs and {len(theory)} theory values of {name!r} do not match."
-            )
-        middle, low, high = (np.array([pick(group) for group in runs]) for pick in (np.median, min, max))
-        axes.plot(sizes, theory, color=THEORY, linestyle="--", label=None if row else f"theory: {formula}", zorder=1)
+    if not 1 <= len(series) <= len(looks):
+        raise ValueError(f"pool_curve: one or two series can be told apart, not {len(series)}.")
+    sizes = sorted({size for runs, _ in series.values() for size in runs})
+    smooth = np.geomspace(sizes[0], sizes[-1], 200)
+    for row, ((name, (runs, law)), (color, marker)) in enumerate(zip(series.items(), looks, strict=False)):
+        empty = [size for size, group in runs.items() if not group]
+        if empty:
+            raise ValueError(f"pool_curve: {name!r} has no runs with {empty[0]} connections.")
+        middle, low, high = (np.array([pick(group) for group in runs.values()]) for pick in (np.median, min, max))
+        line = [law(size) for size in smooth]
+        axes.plot(smooth, line, color=THEORY, linestyle="--", label=None if row else f"theory: {formula}", zorder=1)
         axes.errorbar(
-            sizes,
+            list(runs),
             middle,
             yerr=[middle - low, high - middle],
             color=color,
@@ -240,8 +247,59 @@ def pool_curve(
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set(xlabel="connections K", ylabel="queries per second")
+    ends = [law(size) for _, law in series.values() for size in (sizes[0], sizes[-1])]
+    limits = (
+        (0.25 * min(ends), 3 * max(ends)) if log else (0, 1.5 * max(ends))
+    )  # room for words above, the legend below
+    axes.set(
+        title=title, xlabel="connections K", ylabel="queries per second", yscale="log" if log else "linear", ylim=limits
+    )
     axes.legend(loc="lower right")
+
+
+def pool_waits(
+    axes: Sequence[Axes],
+    simulated: Mapping[float, Sequence[float]],
+    real: Mapping[float, Sequence[tuple[float, float, float]]],
+    law: Callable[[float], float],
+    *,
+    formula: str,
+) -> float:
+    """Mean waits for a connection against the load, beside what first come, first served makes of the same loans.
+
+    Args:
+        axes: two axes.
+        simulated: for each load the mean waits, in milliseconds; their median is drawn.
+        real: for each load that was sent its runs: load as it was, mean wait, mean wait by first come, first
+            served; both waits in milliseconds, and above 0. At most three loads.
+        law: the mean wait in milliseconds at a load below 1.
+        formula: goes into the legend.
+
+    Returns:
+        How far the median of wait / first come, first served is from 1, over the real runs.
+    """
+    left, right = axes
+    loads = np.linspace(0.3, 0.97, 100)
+    left.semilogy(loads, [law(load) for load in loads], color=THEORY, linestyle="--", label=f"theory: {formula}")
+    middle = [np.median(waits) for waits in simulated.values()]
+    left.plot(list(simulated), middle, "D", color=OTHER, markersize=9, label="simulated")
+    for (sent, runs), marker in zip(real.items(), "o^s", strict=False):
+        load, wait, in_turn = np.transpose(runs)
+        left.plot(load, wait, marker, color=MEASURED, label=f"asyncpg, sent for {sent:g}")
+        right.loglog(in_turn, wait, marker, color=MEASURED)
+    every = np.array([run for runs in real.values() for run in runs])
+    ends = [every[:, 1:].min() / 2, 2 * every[:, 1:].max()]
+    right.plot(ends, ends, color=THEORY, linestyle="--", label="equal", zorder=1)
+    right.legend(loc="upper left")
+    left.set(xlim=(0.3, max(1.0, every[:, 0].max()) + 0.05), ylim=(0.1, max(3000, 30 * every[:, 1].max())))
+    left.set(xlabel="load rho = lam S/K, as it was", ylabel="mean wait (ms, logarithmic)")
+    right.set(
+        title="Does the pool serve in turn?",
+        xlabel="mean wait if served in turn (ms)",
+        ylabel="mean wait in the pool (ms)",
+    )
+    left.legend(loc="upper left")
+    return float(abs(np.median(every[:, 1] / every[:, 2]) - 1))
 
 
 def wait_survival(axes: Axes, waits: Sequence[float], *, rate: float, service_time: float, servers: int) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import math
 import os
 import selectors
 import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import IO, Any
 
 import psutil
@@ -87,21 +88,25 @@ async def lag_beside(work: Callable[[], Any], *, beat: float = 0.01, margin: flo
     return beats
 
 
-async def process_seconds(pid: int, awaitable: Awaitable[Any]) -> float:
-    """Processor seconds that process ``pid`` of this machine uses until ``awaitable`` is done.
+async def process_seconds(pids: Sequence[int], awaitable: Awaitable[Any]) -> tuple[Any, float]:
+    """What ``awaitable`` returns, and the processor seconds that the processes ``pids`` of this machine used meanwhile.
 
-    They do not grow when other programs keep the machine busy. Systems count in steps of about
-    10 ms, so let it do 100 ms of work. Real seconds when there is no such process here, as with
-    the backend of a database on another machine. Exceptions of ``awaitable`` pass.
+    They do not grow when other programs keep the machine busy. Linux counts them exactly, other
+    systems in steps of about 10 ms. Not a number (``math.nan``) when one of the processes is not
+    here, as with a database on another machine. Exceptions of ``awaitable`` pass.
     """
+    before = [_used_by(pid) for pid in pids]
+    result = await awaitable
+    return result, sum(_used_by(pid) for pid in pids) - sum(before)
 
-    def used() -> float:
+
+def _used_by(pid: int) -> float:
+    try:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[0]) / 1e9  # of the first thread: a backend of Postgres has no other
         return sum(psutil.Process(pid).cpu_times()[:2])
-
-    clock = used if psutil.pid_exists(pid) else time.perf_counter
-    start = clock()
-    await awaitable
-    return clock() - start
+    except (psutil.Error, ValueError):
+        return math.nan
 
 
 class _CountingSelector(selectors.DefaultSelector):

@@ -1,4 +1,4 @@
-"""Servers other than uvicorn beside a notebook, to compare with: granian, Node and Go.
+"""Servers other than that of `support.serve` beside a notebook: granian, Node, Go, and uvicorn as it comes.
 
 Each runs in processes of its own, on 127.0.0.1 and a free port, is ready when its function returns,
 and ends as a server of `support.servers` does: with `stop()`, with the chapter, or when the kernel is
@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -61,13 +62,23 @@ class Rival(ProcessServer):
         return super()._failure(os.path.basename(app))
 
 
+def start_uvicorn(app: str, *, name: str = "python -m uvicorn") -> Server:
+    """Serve an ASGI application, "module:app", as `python -m uvicorn` does by default. Return when it answers.
+
+    `support.serve` ends at once when it is told to; this one finishes what it has begun. Its process is
+    the only child of the server's `pid`. Raises ValueError for another form, RuntimeError when the
+    application does not start.
+    """
+    arguments = ["--host", rival_process.HOST, "--port", "0", "--log-level", "warning"]
+    return _start(name, [sys.executable, "-P", "-m", "uvicorn", *arguments, _named(app, "uvicorn")])
+
+
 def start_granian(app: str, *, name: str = "granian") -> Server:
     """Serve an ASGI application, "module:app", by granian with one worker. Return when it answers.
 
     Raises ValueError for another form, RuntimeError when granian or the application does not start.
     """
-    if not isinstance(app, str) or not all(app.partition(":")):
-        raise ValueError(f"granian needs an application as 'module:attribute', not {app!r}.")
+    _named(app, "granian")
     if importlib.util.find_spec("granian") is None:
         raise RuntimeError("granian is not installed: run `pip install granian`.")
     arguments = ["--interface", "asgi", "--host", rival_process.HOST, "--port", "0", "--log-level", "warning"]
@@ -120,6 +131,12 @@ def _cpu_seconds(process: psutil.Process) -> float:
         return time.clock_gettime((~process.pid << 3) | 2)  # what clock_getcpuclockid(3) gives for a process
     times = process.cpu_times()
     return times.user + times.system
+
+
+def _named(app: Any, who: str) -> str:
+    if not isinstance(app, str) or not all(app.partition(":")):
+        raise ValueError(f"{who} needs an application as 'module:attribute', not {app!r}.")
+    return app
 
 
 def _program(name: str) -> str:

@@ -255,3 +255,58 @@ def test_a_storm_plane_shows_the_line_and_counts_what_it_gets_wrong():
     assert [text.get_text() for text in axes.texts] == ["λ(1 + r) = μ"]
     with pytest.raises(ValueError, match=r"storm_plane: 2 rows of 3 are needed, .* has the shape \(1, 3\)"):
         figures.storm_plane(axes, [0, 1], [20, 60, 80], stuck[:1], capacity=100)
+
+
+def test_a_pool_curve_draws_each_series_with_its_law_and_names_the_regimes():
+    _, axes = figures.new_figure()
+    series = {
+        "many": ({1: [9.0, 10.0, 12.0], 4: [35.0], 64: [90.0]}, lambda size: min(10 * size, 100)),
+        "few": ({4: [20.0, 21.0, 24.0]}, lambda _: 20),
+    }
+    figures.pool_curve(axes, series, "K/S", {"the pool limits": (1, 30)}, title="Why?")
+    laws = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert [law.get_label() == "theory: K/S" for law in laws] == [True, False]
+    for law, (low, high) in zip(laws, ((10, 100), (20, 20)), strict=True):
+        assert (law.get_ydata().min(), law.get_ydata().max()) == pytest.approx((low, high))
+        assert (law.get_xdata()[0], law.get_xdata()[-1]) == pytest.approx((1, 64))
+    many, few = (bars.lines[0] for bars in axes.containers)
+    assert (list(many.get_xdata()), list(many.get_ydata())) == ([1, 4, 64], [10, 35, 90])
+    assert list(few.get_ydata()) == [21] and few.get_marker() != many.get_marker()
+    assert [text.get_text() for text in axes.texts] == ["the pool limits"]
+    assert (axes.get_yscale(), axes.get_ylim()) == ("linear", (0, 150))
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4", "64"]
+    with pytest.raises(ValueError, match="pool_curve: 'few' has no runs with 4 connections"):
+        figures.pool_curve(axes, series | {"few": ({4: []}, float)}, "", {}, title="")
+    with pytest.raises(ValueError, match="pool_curve: one or two series can be told apart, not 0"):
+        figures.pool_curve(axes, {}, "", {}, title="")
+    figures.pool_curve(axes := figures.new_figure()[1], series, "K/S", {}, title="", log=True)
+    assert (axes.get_yscale(), axes.get_ylim()) == ("log", pytest.approx((2.5, 300)))
+
+
+def test_pool_waits_tell_how_far_the_pool_is_from_first_come_first_served():
+    _, pair = figures.new_figure(columns=2)
+    real = {0.5: [(0.55, 1.1, 1.0), (0.6, 9.0, 1.0)], 0.8: [(1.2, 15.0, 20.0)]}  # the median ratio is 1.1
+    apart = figures.pool_waits(
+        pair, {0.5: [1.0, 2.0, 9.0], 0.8: [5.0]}, real, lambda load: load / (1 - load), formula="x"
+    )
+    assert apart == pytest.approx(0.1)
+    law, simulated, *asyncpg = pair[0].get_lines()
+    assert law.get_ydata() == pytest.approx(law.get_xdata() / (1 - law.get_xdata()))
+    assert (list(simulated.get_xdata()), list(simulated.get_ydata())) == ([0.5, 0.8], [2.0, 5.0])
+    assert [list(line.get_xdata()) for line in asyncpg] == [[0.55, 0.6], [1.2]]
+    assert pair[0].get_xlim()[1] > 1.2 and pair[0].get_ylim()[1] > 15  # overload is no reason to fall off the picture
+    assert [list(line.get_xdata()) for line in pair[1].get_lines()[:2]] == [[1.0, 1.0], [20.0]]
+
+
+def test_waits_have_erlangs_line_only_where_there_is_one():
+    for rate, loaded in ((200, False), (500, True)):
+        _, axes = figures.new_figure()
+        figures.wait_survival(axes, [0.0, 0.0, 0.01, 0.03], rate=rate, service_time=0.01, servers=4)
+        steps, *others = axes.get_lines()
+        assert list(steps.get_xdata()) == [0, 0, 10, 30] and list(steps.get_ydata()) == [1, 0.75, 0.5, 0.25]
+        assert [line.get_label().startswith("theory") for line in others] == ([False] if loaded else [True, False])
+        assert ("only grows" in axes.get_title() + axes.get_title(loc="left")) == loaded
+    _, axes = figures.new_figure()
+    figures.wait_survival(axes, [0.0, 0.02], rate=60, service_time=0.01, servers=1)  # M/M/1: C is the load
+    law = axes.get_lines()[1]
+    assert law.get_ydata()[0] == pytest.approx(0.6) and law.get_ydata()[-1] == pytest.approx(0.6 * np.exp(-40 * 0.02))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -51,6 +52,34 @@ def test_a_heartbeat_ends_when_the_work_fails():
         return len(asyncio.all_tasks())
 
     assert asyncio.run(main()) == 1
+
+
+def test_the_processor_seconds_of_other_processes_are_theirs_alone():
+    spin = "import sys, time; print(flush=True)\nwhile time.process_time() < 0.4: pass\nprint(flush=True); sys.stdin.read()"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for code in (spin, "import sys; print(flush=True); sys.stdin.read()")
+    ]
+    try:
+        for process in both:
+            process.stdout.readline()
+        busy, idle = (process.pid for process in both)
+
+        async def main() -> list[tuple[object, float]]:
+            at_work = probes.process_seconds([busy, idle], asyncio.to_thread(both[0].stdout.readline))
+            return [
+                await at_work,
+                await probes.process_seconds([busy, idle], asyncio.sleep(0.2, "slept")),
+                await probes.process_seconds([idle, 2**22 + 1], asyncio.sleep(0, "elsewhere")),
+            ]
+
+        (_, worked), (slept, rested), (elsewhere, unknown) = asyncio.run(main())
+    finally:
+        for process in both:
+            process.communicate()
+    assert 0.2 < worked < 0.45
+    assert (slept, elsewhere) == ("slept", "elsewhere")
+    assert rested < 0.05 and math.isnan(unknown)
 
 
 def test_a_sleeping_loop_asks_rarely_and_a_polling_one_often():

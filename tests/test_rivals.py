@@ -79,6 +79,30 @@ def test_granian_serves_an_application_and_is_gone_when_stopped(folder: Path) ->
         assert this.num_fds() == handles
 
 
+@POSIX
+def test_uvicorn_finishes_what_it_has_begun_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "patient_app.py").write_text("""
+import asyncio, pathlib
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+    if scope["path"] == "/work":
+        await asyncio.sleep(0.3)
+        pathlib.Path(__file__).with_name("finished").write_text("done")
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    with rivals.start_uvicorn("patient_app:app") as server:
+        assert get(server, "/work") == "ok"
+        (process,) = psutil.Process(server.pid).children()
+        assert not (tmp_path / "finished").exists()
+        process.terminate()
+        server._child.wait(10)
+        assert (tmp_path / "finished").exists() and not server.alive
+
+
 @NODE
 def test_node_answers_both_routes() -> None:
     with rivals.start_node() as server:
@@ -155,6 +179,8 @@ def test_what_cannot_start_says_why(app: Any, error: type[Exception], named: str
     with pytest.raises(error) as caught:
         rivals.start_granian(app)
     assert named in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="^uvicorn needs an application as 'module:attribute', not 7.$"):
+        rivals.start_uvicorn(7)
     assert servers.running() == []
 
 

@@ -15,7 +15,7 @@ import secrets
 import time
 
 from answers.register import Register
-from redis.exceptions import RedisError
+from redis.exceptions import LockError, RedisError
 
 answers = Register()
 RIGHT, WRONG, STUBS = answers.RIGHT, answers.WRONG, answers.STUBS
@@ -106,6 +106,25 @@ class FlightOfFutures:
         for future in waiters:
             if not future.done():
                 future.set_exception(error) if error else future.set_result(outcome)
+
+
+@right("6.1")
+class FlightOfWaiters(SingleFlight):
+    """No shield: `asyncio.wait` leaves the load alone when its caller is cancelled."""
+
+    async def get(self, key, load):
+        if key not in self.flights:
+            self.flights[key] = [asyncio.ensure_future(load()), 0]
+        flight = self.flights[key]
+        flight[1] += 1
+        try:
+            await asyncio.wait([flight[0]])
+            return flight[0].result()
+        finally:
+            flight[1] -= 1
+            if not flight[1]:
+                self.forget(key, flight)
+                flight[0].cancel()
 
 
 @wrong("6.1", ONE)
@@ -353,6 +372,35 @@ class TTLSweeping(TTLCache):
         return ttl + self.uniform(-self.jitter, self.jitter) * ttl
 
 
+@right("6.2")
+class TTLOfPlainDicts:
+    """No OrderedDict: a dict keeps the order of insertion. The sizes are added up anew."""
+
+    def __init__(self, ttl, negative_ttl, jitter, max_bytes, clock, uniform):
+        self.lives, self.jitter, self.max_bytes = (ttl, negative_ttl), jitter, max_bytes
+        self.clock, self.uniform, self.found = clock, uniform, {}
+
+    def get(self, key):
+        found, end, value = self.found.pop(key, (0, -math.inf, None))
+        if end <= self.clock():
+            return False, None
+        self.found[key] = (found, end, value)
+        return True, value
+
+    def put(self, key, value, negative=False):
+        self.found.pop(key, None)
+        size = len(key) + (0 if negative else len(value))
+        if size > self.max_bytes:
+            return
+        while sum(each[0] for each in self.found.values()) + size > self.max_bytes:
+            del self.found[next(iter(self.found))]
+        life = self.lives[negative] * self.uniform(1 - self.jitter, 1 + self.jitter)
+        self.found[key] = (size, self.clock() + life, value)
+
+    def put_negative(self, key):
+        self.put(key, None, negative=True)
+
+
 @wrong("6.2", GONE)
 class TTLByTheWallClock(TTLCache):
     def __init__(self, *settings):
@@ -589,6 +637,24 @@ class XFetchByExponential(XFetch):
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
+@right("6.3")
+class XFetchWithFlights(XFetch):
+    """Misses share one load; early refreshes stay independent of each other."""
+
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        self.flights = {}
+
+    async def get(self, key):
+        now, entry = asyncio.get_running_loop().time(), self.entries.get(key)
+        if entry is not None and now < entry[1]:
+            return await super().get(key)
+        if key not in self.flights:
+            self.flights[key] = asyncio.create_task(self.refresh(key))
+            self.flights[key].add_done_callback(lambda _: self.flights.pop(key))
+        return await asyncio.shield(self.flights[key])
+
+
 @wrong("6.3", COUNT)
 class XFetchOneRefreshOnly(XFetch):
     """A single flight of refreshes is wise, and is not XFetch."""
@@ -764,6 +830,27 @@ class TwoLevelWithFlights(TwoLevel):
     async def release(self, lock, token):
         script = self.redis.register_script(RELEASE)
         await script(keys=[lock], args=[token])
+
+
+@right("6.4")
+class TwoLevelOnTheLibrarysLock(TwoLevel):
+    """redis-py's Lock has the token, the lease and the script."""
+
+    async def from_redis(self, name):
+        while (text := await self.redis.get(name)) is None:
+            lock = self.redis.lock(f"{name}:lock", timeout=self.lease, blocking=False)
+            if not await lock.acquire():
+                await asyncio.sleep(0.01)
+                continue
+            try:
+                if (text := await self.redis.get(name)) is None:
+                    text = json.dumps(await self.load(name.removeprefix(self.prefix)))
+                    await self.redis.set(name, text, px=round(1000 * self.ttl))
+                return text
+            finally:
+                with contextlib.suppress(LockError):  # the lease is over, and the lock another's
+                    await lock.release()
+        return text
 
 
 @wrong("6.4", ONE_LOAD)
