@@ -31,6 +31,7 @@ from support.upstream import endpoint_of
 LOG_LINES = 200
 LOOPS, PROTOCOLS = ("auto", "asyncio", "uvloop"), ("auto", "h11", "httptools")
 _servers: dict[str, "Server"] = {}
+_starting: dict[str, threading.Lock] = {}
 
 
 class Server:
@@ -251,9 +252,10 @@ def serve(app: Any, *, name: str | None = None, in_process: bool = False, port: 
 
 
 def _start(kind: type[Server], name: str, **options: Any) -> Server:
-    if name in _servers:
-        _servers[name].stop()
-    _servers[name] = server = kind(name, **options)
+    with _starting.setdefault(name, threading.Lock()):  # in a thread, one may start while another does
+        if name in _servers:
+            _servers[name].stop()
+        _servers[name] = server = kind(name, **options)
     return server
 
 

@@ -135,7 +135,7 @@ async def _shared(fleet: _Fleet, prove: Prove) -> None:
     before = {key async for key in client.scan_iter("*")}
     got = await _all(fleet, "k", each=10)
     loads = fleet.origin.loads.get("k", 0)
-    prove(ONE, loads == 1, f"Four processes with ten readers each missed at once, and made {loads} loads.")
+    prove(ONE, loads == 1, "Four processes with ten readers each missed at once, and made more than one load.")
     prove(
         "returns what the load returned",
         all(one == {"key": "k", "number": 1} for one in got),
@@ -159,7 +159,7 @@ async def _values(fleet: _Fleet, prove: Prove) -> None:
     for value in (None, 0, "", [], {"deep": [1, None]}):
         fleet.origin.value, key = (value,), f"value {value!r}"
         got = [await cache.get(key) for cache in fleet.caches for _ in range(2)]
-        told = f"The load returned {value!r}, and four processes got {plain(got)} with {fleet.origin.loads[key]} loads."
+        told = f"The load returned {value!r}, and four processes did not get it from one load."
         prove(
             "keeps every value, None and 0 too", all(one == value for one in got) and fleet.origin.loads[key] == 1, told
         )
@@ -177,7 +177,7 @@ async def _second_round(fleet: _Fleet, prove: Prove) -> None:
     await asyncio.sleep(2 * LOCAL)
     await _all(fleet, "k", each=5)
     loads = fleet.origin.loads["k"]
-    told = f"The value had expired in Redis and locally, and four processes made {loads - 1} loads for the next."
+    told = "The value had expired in Redis and locally, and four processes did not make one load for the next."
     prove("one load for each time to live", loads == 2, told)
 
 
@@ -193,7 +193,7 @@ async def _invalidated(fleet: _Fleet, prove: Prove) -> None:
     await asyncio.sleep(2 * LOCAL)
     got = await _all(fleet, "k")
     old = sum(one["number"] == 1 for one in got)
-    prove(STALE, old == 0, f"Twice local_ttl after an invalidate, {old} of 4 processes served the old value.")
+    prove(STALE, old == 0, "Twice local_ttl after an invalidate, processes served the old value.")
     await fleet.caches[1].invalidate("never read")
 
 
@@ -253,7 +253,7 @@ async def _dead_owner(fleet: _Fleet, prove: Prove) -> None:
         await dead
         if origin.loads[key] == 2:
             break
-    told = f"The owner of the lock hung; after its lease the three others made {origin.loads[key] - 1} loads."
+    told = "The owner of the lock hung; after its lease the three others did not make one load."
     prove("when the owner of a lock dies, one of the others loads", origin.loads[key] == 2 and len(got) == 3, told)
 
 
@@ -271,17 +271,13 @@ async def _errors(fleet: _Fleet, prove: Prove) -> None:
 async def _outage(fleet: _Fleet, prove: Prove) -> None:
     got = await asyncio.gather(*(fleet.caches[0].get(f"k{n}") for n in range(40)), return_exceptions=True)
     broken = [one for one in got if isinstance(one, BaseException)]
-    told = (
-        f"Nobody listens at the address of Redis: {len(broken)} of 40 gets raised {type(broken[0]).__name__}."
-        if broken
-        else ""
-    )
+    told = f"Nobody listens at the address of Redis: gets raised {type(broken[0]).__name__}." if broken else ""
     prove(OUTAGE, not broken, told)
     peak = fleet.origin.peak
     prove(
         LIMIT,
         peak <= FALLBACK,
-        f"With fallback={FALLBACK}, {peak} loads ran at once: the outage of Redis becomes one of the origin.",
+        f"With fallback={FALLBACK}, more loads ran at once: the outage of Redis becomes one of the origin.",
     )
     prove("Redis down: loads do not queue up one by one", peak > 1, "With fallback=5, it never ran two loads at once.")
     await fleet.caches[0].invalidate("k1")

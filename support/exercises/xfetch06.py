@@ -83,15 +83,14 @@ async def _waits(answer: Any, prove: Prove) -> None:
 async def _cycles(answer: Any, beta: float, cycles: int, prove: Prove) -> tuple[float, float]:
     """Mean loads started while the same value was served, and how long before its end the first one started."""
     loop, origin, numbers = asyncio.get_running_loop(), _Origin({"k": 1.0}), random.Random(7)
-    ttl, counts, leads = LIVES * beta, [], []
+    ttl, counts, leads, waits = LIVES * beta, [], [], 0
     cache = answer(origin.load, ttl, beta, numbers.random)
     value, seen = await cache.get("k"), len(origin.started)
     while len(counts) < cycles and loop.time() < 20 * cycles * ttl:
         await asyncio.sleep(numbers.expovariate(READS_PER_LOAD))
         asked = loop.time()
         got = await cache.get("k")
-        if loop.time() != asked:
-            prove(NO_WAIT, False, "In steady reading, a reader had to wait for a load.")
+        waits += loop.time() != asked
         if asked > got[2] + ttl + 1e-9:
             prove(NEVER_STALE, False, "While refreshes worked, a value was served past its time.")
         if got is not value:
@@ -100,6 +99,8 @@ async def _cycles(answer: Any, beta: float, cycles: int, prove: Prove) -> tuple[
                 leads.append(value[2] + ttl - origin.started[seen][1])
             value, seen = got, len(origin.started)
     await cache.close()
+    # By chance nobody may refresh in time: once in some thousand cycles.
+    prove(NO_WAIT, waits <= 0.02 * cycles, "In steady reading, readers had to wait for loads.")
     return statistics.fmean(counts or [0]), statistics.fmean(leads or [0])
 
 
