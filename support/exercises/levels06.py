@@ -110,10 +110,10 @@ async def _scene(scene: Any, answer: Any, prove: Prove, url: str, prefix: str) -
     fleet = _Fleet(answer, where, prefix, lease)
     left = ["get"]
     try:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(9):
             await scene(fleet, prove)
     except TimeoutError:
-        raise Failed("comes to an end", "A get did not end within 8 s.") from None
+        raise Failed("comes to an end", "A get did not end within 9 s.") from None
     finally:
         if scene is not _outage and (keys := await fleet.keys()):
             await fleet.clients[0].delete(*keys)
@@ -215,7 +215,7 @@ async def _outlived(fleet: _Fleet, prove: Prove, key: str) -> bool:
     await origin.begun[one].wait()
     tasks.append(asyncio.create_task(fleet.caches[1].get(key)))
     try:
-        async with asyncio.timeout(SHORT_LEASE + 3):
+        async with asyncio.timeout(SHORT_LEASE + 2):
             await origin.begun[one + 1].wait()
     except TimeoutError:
         for task in tasks:
