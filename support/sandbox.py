@@ -68,6 +68,9 @@ async def run_cells(cells: list[str], *, timeout: float = 5.0) -> list[str]:
     from jupyter_client.manager import AsyncKernelManager
 
     manager = AsyncKernelManager(kernel_name="python3")
+    folder = tempfile.TemporaryDirectory()
+    if os.name == "posix":  # no TCP ports: one that was found free may be taken by another kernel that starts just now
+        manager.transport, manager.ip = "ipc", os.path.join(folder.name, "kernel")
     await manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = manager.client()
     client.start_channels()
@@ -86,4 +89,5 @@ async def run_cells(cells: list[str], *, timeout: float = 5.0) -> list[str]:
     finally:
         client.stop_channels()
         await manager.shutdown_kernel(now=True)
+        folder.cleanup()
     return answers
