@@ -247,7 +247,11 @@ def install_everything(has_uv):
     project = ["--no-deps", "--no-build-isolation", "--editable", ROOT]
     say("[3/4] installing the packages of requirements.lock")
     if has_uv:
-        run([UV, "pip", "sync", "--python", PYTHON, "--require-hashes", REQUIREMENTS])
+        sync = [UV, "pip", "sync", "--python", PYTHON, "--require-hashes", REQUIREMENTS]
+        if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+            # Python will not keep what it compiles: every kernel and server would compile its libraries again.
+            sync.append("--compile-bytecode")
+        run(sync)
     else:
         pip = [PYTHON, "-m", "pip", "install", "--no-input"]
         run(pip + ["--require-hashes", "-r", REQUIREMENTS])

@@ -205,9 +205,8 @@ def pool_curve(
     regimes: Mapping[str, tuple[float, float]],
     *,
     title: str,
-    log: bool = False,
-) -> None:
-    """Throughput against the connections of a pool, one series a kind of load, each with its dashed theory line.
+) -> dict[str, dict[int, float]]:
+    """Throughput against the connections of a pool, logarithmic: series for kinds of load, each with its theory line.
 
     Args:
         series: for each name the repeats at each number of connections, and the theory, a function of that
@@ -215,7 +214,9 @@ def pool_curve(
         formula: goes into the legend.
         regimes: words, and where they start: (connections, completions per second).
         title: the question.
-        log: a logarithmic axis of throughputs.
+
+    Returns:
+        For each series and size, the best run over the theory.
 
     Raises:
         ValueError: no series, more than two, or a size without repeats.
@@ -224,12 +225,13 @@ def pool_curve(
     if not 1 <= len(series) <= len(looks):
         raise ValueError(f"pool_curve: one or two series can be told apart, not {len(series)}.")
     sizes = sorted({size for runs, _ in series.values() for size in runs})
-    smooth = np.geomspace(sizes[0], sizes[-1], 200)
+    smooth, best_over_law = np.geomspace(sizes[0], sizes[-1], 200), {}
     for row, ((name, (runs, law)), (color, marker)) in enumerate(zip(series.items(), looks, strict=False)):
         empty = [size for size, group in runs.items() if not group]
         if empty:
             raise ValueError(f"pool_curve: {name!r} has no runs with {empty[0]} connections.")
         middle, low, high = (np.array([pick(group) for group in runs.values()]) for pick in (np.median, min, max))
+        best_over_law[name] = {size: max(group) / law(size) for size, group in runs.items()}
         line = [law(size) for size in smooth]
         axes.plot(smooth, line, color=THEORY, linestyle="--", label=None if row else f"theory: {formula}", zorder=1)
         axes.errorbar(
@@ -248,13 +250,11 @@ def pool_curve(
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     ends = [law(size) for _, law in series.values() for size in (sizes[0], sizes[-1])]
-    limits = (
-        (0.25 * min(ends), 3 * max(ends)) if log else (0, 1.5 * max(ends))
-    )  # room for words above, the legend below
-    axes.set(
-        title=title, xlabel="connections K", ylabel="queries per second", yscale="log" if log else "linear", ylim=limits
-    )
+    lowest = min(run for runs, _ in series.values() for group in runs.values() for run in group)
+    limits = min(0.25 * min(ends), 0.7 * lowest), 3 * max(ends)  # room for words above, the legend below
+    axes.set(title=title, xlabel="connections K", ylabel="queries per second", yscale="log", ylim=limits)
     axes.legend(loc="lower right")
+    return best_over_law
 
 
 def pool_waits(
@@ -280,7 +280,7 @@ def pool_waits(
     """
     left, right = axes
     loads = np.linspace(0.3, 0.97, 100)
-    left.semilogy(loads, [law(load) for load in loads], color=THEORY, linestyle="--", label=f"theory: {formula}")
+    left.semilogy(loads, [law(load) for load in loads], color=THEORY, linestyle="--", label=f"Erlang C: {formula}")
     middle = [np.median(waits) for waits in simulated.values()]
     left.plot(list(simulated), middle, "D", color=OTHER, markersize=9, label="simulated")
     for (sent, runs), marker in zip(real.items(), "o^s", strict=False):
@@ -289,8 +289,9 @@ def pool_waits(
         right.loglog(in_turn, wait, marker, color=MEASURED)
     every = np.array([run for runs in real.values() for run in runs])
     ends = [every[:, 1:].min() / 2, 2 * every[:, 1:].max()]
-    right.plot(ends, ends, color=THEORY, linestyle="--", label="equal", zorder=1)
-    right.legend(loc="upper left")
+    # Not the law of the left panel: what both axes have in common, so neither its style nor its colour.
+    right.plot(ends, ends, color="#777777", linestyle=":", linewidth=1, zorder=1)
+    right.annotate("equal", (ends[1] / 1.5, ends[1]), ha="right", va="top", fontsize=9, color="#555555")
     left.set(xlim=(0.3, max(1.0, every[:, 0].max()) + 0.05), ylim=(0.1, max(3000, 30 * every[:, 1].max())))
     left.set(xlabel="load rho = lam S/K, as it was", ylabel="mean wait (ms, logarithmic)")
     right.set(

@@ -11,6 +11,7 @@ Both print the same lines on every machine: versions go into the corner of each 
 from __future__ import annotations
 
 import asyncio
+import gc
 import linecache
 import platform
 import sys
@@ -82,6 +83,7 @@ def close_chapter() -> None:
         stop()
     _stoppers.clear()
     _release_default_executor()
+    gc.collect()  # a connection that nobody holds any more is closed when Python finds it: now, and not some time later
     left = _left_after_waiting()
     kinds = ("tasks", "threads", "child processes", "sockets")
     counts = {kind: sum(key[0] == kind for key in left) for kind in kinds}

@@ -35,8 +35,7 @@ _PROGRAMS = {"Node": ("node", "https://nodejs.org"), "Go": ("go", "https://go.de
 class Rival(ProcessServer):
     """A server that a keeper process starts and ends. Its `pid` is the keeper's."""
 
-    def __init__(self, name: str, *, command: list[str], build: list[str]) -> None:
-        Server.__init__(self, name)
+    def _run_until_ready(self, *, command: list[str], build: list[str]) -> None:
         options = {"command": command, "build": build, "sys_path": [str(folder) for folder in sys.path]}
         # A session of its own, because an interrupt goes to the notebook's whole process group.
         group = {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x200}
@@ -46,20 +45,14 @@ class Rival(ProcessServer):
         self.pid = self._child.pid
         self._reader = threading.Thread(target=self._log.extend, args=(self._child.stderr,), daemon=True)
         self._reader.start()
-        try:
-            print(json.dumps(options), file=self._child.stdin, flush=True)
-            with self._child.stdout as report:
-                self.port = int(report.readline() or 0)  # nothing when the server did not start
-        finally:
-            if not self.port:  # an interrupt, too, must leave nothing behind
-                self.stop()
-        if not self.port:
-            raise self._failure(command[-1])
+        print(json.dumps(options), file=self._child.stdin, flush=True)
+        with self._child.stdout as report:
+            self.port = int(report.readline() or 0)  # nothing when the server did not start
 
-    def _failure(self, app: str) -> Exception:
+    def _failure(self, *, command: list[str], **_: object) -> Exception:
         # The worker's error tells more than granian's own last line, that a worker has ended.
         self._log = deque(line for line in self._log if not line.startswith("[")) or self._log
-        return super()._failure(os.path.basename(app))
+        return super()._failure(app=os.path.basename(command[-1]))
 
 
 def start_uvicorn(app: str, *, name: str = "python -m uvicorn") -> Server:

@@ -13,7 +13,6 @@ import http.client
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -53,9 +52,9 @@ class Server:
 
     def stop(self) -> None:
         """Stop the server and wait until it is gone. Stopping twice is no error."""
+        self._let_go()  # first: who is interrupted here finds it among the servers, or ended
         if _servers.get(self.name) is self:
             del _servers[self.name]
-        self._let_go()
         self._wait()
 
     def __enter__(self) -> Self:
@@ -74,7 +73,19 @@ class Server:
         state = "" if self.alive else ", stopped"
         return f"<{type(self).__name__} {self.name!r} at {self.url}{state}>"
 
-    def _failure(self, app: Any) -> Exception:
+    def _run_until_ready(self, **options: Any) -> None:
+        """Start it, and return when it is ready, or can no longer be."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """Tell it to end, in whichever state it is."""
+        raise NotImplementedError
+
+    def _wait(self) -> None:
+        """Wait until it has ended."""
+        raise NotImplementedError
+
+    def _failure(self, *, app: Any, **_: Any) -> Exception:
         skipped = "Application startup failed"  # uvicorn's farewell, after the line that says why
         lines = [line for line in self.log.splitlines() if line and not line.startswith(skipped)]
         reason = lines[-1] if lines else "it ended without a word"
@@ -86,8 +97,10 @@ class Server:
 class ProcessServer(Server):
     """A server in a process of its own."""
 
-    def __init__(self, name: str, **options: Any) -> None:
-        super().__init__(name)
+    _child: subprocess.Popen[str] | None = None
+    _reader: threading.Thread | None = None
+
+    def _run_until_ready(self, **options: Any) -> None:
         # A session of its own, because an interrupt goes to the notebook's whole process group.
         group = ({"start_new_session": True} if os.name == "posix" else
                  {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP})
@@ -95,59 +108,59 @@ class ProcessServer(Server):
         # By its path, not by its name: the notebook's folder must not decide what is imported. Nor
         # must the folder of that file (-P), which has a module trace, as the standard library has.
         command = [sys.executable, "-u", "-P", server_process.__file__, json.dumps(options)]
-        self._child = subprocess.Popen(
+        self._child = child = subprocess.Popen(
             command, text=True, errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, **group)
-        self.pid, stderr = self._child.pid, self._child.stderr
-        self._reader = threading.Thread(target=self._log.extend, args=(stderr,), daemon=True)
-        self._reader.start()
+        self.pid = child.pid
+        reader = threading.Thread(target=self._log.extend, args=(child.stderr,), daemon=True)
+        reader.start()
+        self._reader = reader
         try:
-            with self._child.stdout as report:
+            with child.stdout as report:
                 self.port = int(report.readline() or 0)  # nothing when the child is dead
         finally:
-            if not self.port:  # an interrupt, too, must leave nothing behind
-                self._child.kill()
-                self.stop()
-        if not self.port:
-            raise self._failure(options["app"])
+            if not self.port:
+                child.kill()
 
     @property
     def alive(self) -> bool:
-        return self._child.poll() is None
+        return self._child is not None and self._child.poll() is None
 
     def _let_go(self) -> None:
-        self._child.stdin.close()
+        if self._child:
+            self._child.stdin.close()
 
     def _wait(self) -> None:
+        if self._child is None:
+            return
         try:
             self._child.wait(GRACE + 2)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        self._reader.join(1)
+        if self._reader:
+            self._reader.join(1)
+        self._child.stdout.close()
         self._child.stderr.close()
 
 
 class ThreadServer(Server):
     """A server in a thread of this process, with a loop of its own."""
 
-    def __init__(self, name: str, app: Any, port: int, loop: str, http: str) -> None:
-        super().__init__(name)
-        self._ready, self._uvicorn = threading.Event(), None
+    _thread: threading.Thread | None = None
+    _uvicorn: Any = None
+    _unwanted = False  # told to end before there was a server to tell
+
+    def _run_until_ready(self, *, app: Any, port: int, loop: str, http: str) -> None:
+        self._ready = threading.Event()
         # uvloop would hide its callbacks from the recorder, which a lesson may use in this thread.
         loop = "asyncio" if loop == "auto" else loop
-        how = (app, listen(port), loop, http)
-        self._thread = threading.Thread(target=self._run, args=how, daemon=True)
+        # The thread opens the socket, and closes it: an interrupt comes only to the main thread.
+        self._thread = threading.Thread(target=self._run, args=(app, port, loop, http), daemon=True)
         self._thread.start()
-        try:
-            self._ready.wait()
-        finally:
-            if not self.port:
-                self._let_go()
-        if not self.port:
-            raise self._failure(app)
+        self._ready.wait()
 
-    def _run(self, app: Any, listener: socket.socket, loop: str, http: str) -> None:
+    def _run(self, app: Any, port: int, loop: str, http: str) -> None:
         def when_ready() -> None:
             self.port, self.loop = listener.getsockname()[1], self._uvicorn.loop
             self._ready.set()
@@ -159,26 +172,29 @@ class ThreadServer(Server):
         logger.addHandler(handler)
         logger.propagate = False
         try:
-            self._uvicorn = uvicorn_server(app, loop, http, when_ready)
-            self._uvicorn.run(sockets=[listener])
+            with listen(port) as listener:
+                self._uvicorn = uvicorn_server(app, loop, http, when_ready)
+                if not self._unwanted:
+                    self._uvicorn.run(sockets=[listener])
         except BaseException as error:
             if not isinstance(error, SystemExit):  # uvicorn has logged why
                 self._log.extend(traceback.format_exception_only(error))
         finally:
             logger.removeHandler(handler)
-            listener.close()
             self._ready.set()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def _let_go(self) -> None:
+        self._unwanted = True
         if self._uvicorn:
             self._uvicorn.should_exit = True
 
     def _wait(self) -> None:
-        self._thread.join(5)
+        if self.alive:
+            self._thread.join(5)
         if self.alive:
             raise RuntimeError(f"Server {self.name!r} does not stop because its loop is blocked: "
                                "restart the kernel.")
@@ -255,7 +271,15 @@ def _start(kind: type[Server], name: str, **options: Any) -> Server:
     with _starting.setdefault(name, threading.Lock()):  # in a thread, one may start while another does
         if name in _servers:
             _servers[name].stop()
-        _servers[name] = server = kind(name, **options)
+        _servers[name] = server = kind(name)  # before it starts: whenever an interrupt comes, it is known
+        try:
+            server._run_until_ready(**options)
+        except BaseException:
+            server.stop()
+            raise
+        if not server.port:
+            server.stop()  # so that its log is complete
+            raise server._failure(**options)
     return server
 
 

@@ -108,7 +108,8 @@ def test_the_first_call_takes_every_step_and_the_second_none(
     assert capsys.readouterr().out == ""
 
 
-def test_only_the_locked_uv_is_installed_with_pip(course: Course) -> None:
+def test_only_the_locked_uv_is_installed_with_pip(course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     course.bootstrap.set_up()
     pip = course.calls[1]
     assert "--require-hashes" in pip
@@ -116,6 +117,12 @@ def test_only_the_locked_uv_is_installed_with_pip(course: Course) -> None:
     sync = course.calls[2]
     assert sync[-2:] == ["--require-hashes", str(course.root / "requirements.lock")]
     assert {"--no-deps", "--no-build-isolation"} < set(course.calls[3]), "or it needs a network"
+
+
+def test_what_python_will_not_keep_is_compiled_once(course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    course.bootstrap.set_up()
+    assert course.calls[2][-1] == "--compile-bytecode"
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])

@@ -17,11 +17,13 @@ import time
 import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 
 import support.exercises.harness as harness
 from support.exercises import (
     check,
+    disconnect04,
     evaluate,
     exercises,
     hint,
@@ -633,3 +635,21 @@ def test_the_chapters_own_solution_is_not_the_readers_progress(capsys):
     assert "passed" in capsys.readouterr().out and store.events("check", "0.1") == []
     check("0.1", double)
     assert [event["state"] for event in store.events("check", "0.1")] == ["passed"]
+
+
+def test_an_interrupt_of_real_sockets_leaves_none_open():
+    async def answer(request, work):
+        _thread.interrupt_main()
+        await asyncio.sleep(30)
+
+    def sockets():
+        return {(one.fd, one.laddr) for one in psutil.Process().net_connections("inet")}
+
+    before = sockets()
+    gc.disable()  # the check closes them, not the collector
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            disconnect04._check_sockets(answer, harness.Prove())
+        assert sockets() == before
+    finally:
+        gc.enable()

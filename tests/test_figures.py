@@ -263,7 +263,8 @@ def test_a_pool_curve_draws_each_series_with_its_law_and_names_the_regimes():
         "many": ({1: [9.0, 10.0, 12.0], 4: [35.0], 64: [90.0]}, lambda size: min(10 * size, 100)),
         "few": ({4: [20.0, 21.0, 24.0]}, lambda _: 20),
     }
-    figures.pool_curve(axes, series, "K/S", {"the pool limits": (1, 30)}, title="Why?")
+    best = figures.pool_curve(axes, series, "K/S", {"the pool limits": (1, 30)}, title="Why?")
+    assert best == {"many": {1: 1.2, 4: 0.875, 64: 0.9}, "few": {4: 1.2}}
     laws = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
     assert [law.get_label() == "theory: K/S" for law in laws] == [True, False]
     for law, (low, high) in zip(laws, ((10, 100), (20, 20)), strict=True):
@@ -273,14 +274,14 @@ def test_a_pool_curve_draws_each_series_with_its_law_and_names_the_regimes():
     assert (list(many.get_xdata()), list(many.get_ydata())) == ([1, 4, 64], [10, 35, 90])
     assert list(few.get_ydata()) == [21] and few.get_marker() != many.get_marker()
     assert [text.get_text() for text in axes.texts] == ["the pool limits"]
-    assert (axes.get_yscale(), axes.get_ylim()) == ("linear", (0, 150))
+    assert (axes.get_yscale(), axes.get_ylim()) == ("log", pytest.approx((2.5, 300)))
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4", "64"]
     with pytest.raises(ValueError, match="pool_curve: 'few' has no runs with 4 connections"):
         figures.pool_curve(axes, series | {"few": ({4: []}, float)}, "", {}, title="")
     with pytest.raises(ValueError, match="pool_curve: one or two series can be told apart, not 0"):
         figures.pool_curve(axes, {}, "", {}, title="")
-    figures.pool_curve(axes := figures.new_figure()[1], series, "K/S", {}, title="", log=True)
-    assert (axes.get_yscale(), axes.get_ylim()) == ("log", pytest.approx((2.5, 300)))
+    figures.pool_curve(axes := figures.new_figure()[1], {"slow": ({1: [1.0]}, lambda _: 10)}, "", {}, title="")
+    assert axes.get_ylim() == pytest.approx((0.7, 30))  # a run far below its theory stays in the picture
 
 
 def test_pool_waits_tell_how_far_the_pool_is_from_first_come_first_served():

@@ -49,17 +49,10 @@ def test_runs_twice_in_one_kernel(path: Path) -> None:
 # --- the stop button --------------------------------------------------------------------
 
 
-# Not yet true of these: after an interrupt in every cell, sockets of the databases' clients stay until the kernel
-# ends, and 04 may hang while its five servers start. Take a name out when its chapter holds.
-NOT_YET = {"04_fastapi", "05_connection_pools", "06_caching"}
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows kernels are interrupted by other means")
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 def test_any_cell_can_be_interrupted_and_run_again(path: Path, tmp_path: Path) -> None:
-    if path.stem in NOT_YET:
-        pytest.skip(f"open: {path.stem} does not yet survive an interrupt in every cell")
     with LiveKernel(tmp_path, cwd=NOTEBOOKS) as kernel:
         for name, cell in numbered(nbformat.read(path, as_version=4)):
             request = kernel.send(cell.source)

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -297,6 +298,51 @@ except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted []\n"
         assert not is_there(pid)
+
+
+@pytest.mark.parametrize("moment", ["before it serves", "as it is ready"])
+def test_an_interrupt_during_the_start_in_a_thread_leaves_nothing(
+        folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is held where uvicorn is made, or runs on, while the cell is interrupted."""
+    interrupted, threads = threading.Event(), set(threading.enumerate())
+    make = servers.uvicorn_server
+
+    def make_late(*arguments: Any) -> Any:
+        interrupted.wait(5)
+        return make(*arguments)
+
+    class InterruptedEvent(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if moment == "as it is ready":
+                super().wait()
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    if moment == "before it serves":
+        monkeypatch.setattr(servers, "uvicorn_server", make_late)
+    before = {(one.fd, one.laddr) for one in psutil.Process().net_connections("inet")}
+    with monkeypatch.context() as only_here, pytest.raises(KeyboardInterrupt):
+        tools = {name: getattr(threading, name) for name in threading.__all__}
+        only_here.setattr(servers, "threading", SimpleNamespace(**tools | {"Event": InterruptedEvent}))
+        servers.serve("beside_app:app", in_process=True)
+    assert servers.running() == [] and set(threading.enumerate()) == threads
+    assert {(one.fd, one.laddr) for one in psutil.Process().net_connections("inet")} == before
+
+
+def test_an_interrupt_once_the_process_serves_leaves_nothing(
+        folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = set(psutil.Process().children())
+
+    def interrupted(server: servers.Server, port: int) -> None:
+        vars(server)["port"] = port
+        if port:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as only_here, pytest.raises(KeyboardInterrupt):
+        port = property(lambda server: vars(server)["port"], interrupted)
+        only_here.setattr(servers.ProcessServer, "port", port, raising=False)
+        servers.serve("beside_app:app")
+    assert servers.running() == [] and set(psutil.Process().children()) == children
 
 
 # Bad input

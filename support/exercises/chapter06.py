@@ -64,7 +64,7 @@ class _Loads:
 
 
 def _check_flight(answer: Any, prove: Prove) -> None:
-    for scene in (_hundred, _errors, _no_cache, _keys, _leavers, _all_leave, _comes_back, _memory):
+    for scene in (_hundred, _errors, _no_cache, _keys, _leavers, _last_moment, _all_leave, _comes_back, _memory):
         run = observe(functools.partial(scene, answer, prove))
         run.result()
         prove_clean(prove, run)
@@ -154,6 +154,26 @@ async def _leavers(answer: Any, prove: Prove) -> None:
             count == 1,
             f"The {who} left, and the load was started {count} times: the others still wait for the first.",
         )
+
+
+async def _last_moment(answer: Any, prove: Prove) -> None:
+    """One leaves in the very step in which the load ends: it may get the value or not, but nobody else may lose it."""
+    loop = asyncio.get_running_loop()
+    for number in range(3):
+        for planned_first in (True, False):
+            flight, loads, start, tasks = answer(), _Loads(), loop.time(), []
+            if planned_first:
+                loop.call_at(start + 1, lambda tasks=tasks, number=number: tasks[number].cancel())
+            tasks += [asyncio.create_task(flight.get("k", loads.of("k"))) for _ in range(3)]
+            await asyncio.sleep(0.5)
+            if not planned_first:
+                loop.call_at(start + 1, tasks[number].cancel)
+            await asyncio.wait(tasks, timeout=5)
+            others = [task for task in tasks if task is not tasks[number]]
+            got = [task.result() for task in others if task.done() and not task.cancelled() and not task.exception()]
+            told = f"One of three callers left in the moment when the load ended, and {len(got)} of the others got the value."
+            prove(LEAVER, got == ["value"] * 2 and len(loads.calls.started) == 1, told)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _all_leave(answer: Any, prove: Prove) -> None:

@@ -206,28 +206,28 @@ async def _through_sockets(answer: Any, seen: dict[str, Any]) -> None:
     async with _serving(app) as port:
         # One that stays, and asks twice on its connection.
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for name in "01":
-            doors[name] = asyncio.Event()
-            writer.write(f"POST /poll/{name} HTTP/1.1\r\nhost: course\r\ncontent-length: 4\r\n\r\nbody".encode())
-            await settled(lambda name=name: name in states, lambda name=name: name in states)
-            doors[name].set()
-            answered = asyncio.create_task(_read_answer(reader))
-            await settled(answered.done, answered.done)
-            answered.cancel()
-            got = (await asyncio.gather(answered, return_exceptions=True))[0]
-            seen["stayed"].append(got if isinstance(got, str) else "")
-        writer.close()
+        with contextlib.closing(writer):
+            for name in "01":
+                doors[name] = asyncio.Event()
+                writer.write(f"POST /poll/{name} HTTP/1.1\r\nhost: course\r\ncontent-length: 4\r\n\r\nbody".encode())
+                await settled(lambda name=name: name in states, lambda name=name: name in states)
+                doors[name].set()
+                answered = asyncio.create_task(_read_answer(reader))
+                await settled(answered.done, answered.done)
+                answered.cancel()
+                got = (await asyncio.gather(answered, return_exceptions=True))[0]
+                seen["stayed"].append(got if isinstance(got, str) else "")
         # Two that leave, in the two ways that a connection can end.
         for how in ("closed its connection", "lost its connection"):
             doors[how.split()[0]] = asyncio.Event()
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             name = how.split()[0]
-            writer.write(f"POST /poll/{name} HTTP/1.1\r\nhost: course\r\ncontent-length: 0\r\n\r\n".encode())
-            await settled(lambda name=name: name in states, lambda name=name: name in states)
-            if name == "lost":  # close() then sends a reset
-                wire = writer.get_extra_info("socket")
-                wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write(f"POST /poll/{name} HTTP/1.1\r\nhost: course\r\ncontent-length: 0\r\n\r\n".encode())
+                await settled(lambda name=name: name in states, lambda name=name: name in states)
+                if name == "lost":  # close() then sends a reset
+                    wire = writer.get_extra_info("socket")
+                    wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await settled(lambda name=name: states.get(name), lambda name=name: states.get(name) == "cleaned up")
             seen["left"][how] = states.get(name, "never started")
             doors[name].set()
@@ -243,20 +243,21 @@ async def _read_answer(reader: asyncio.StreamReader) -> str:
 
 @contextlib.asynccontextmanager
 async def _serving(app: Any) -> AsyncIterator[int]:
-    """uvicorn on this loop; yields its port."""
+    """uvicorn on this loop; yields its port. Interrupted at any point, it leaves no socket open."""
     from ..server_process import listen, uvicorn_server
 
-    listener, ready = listen(), asyncio.Event()
-    server = uvicorn_server(app, "asyncio", "auto", ready.set)
-    logger = logging.getLogger("uvicorn.error")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # the check tells what went wrong
-    serving = asyncio.create_task(server.serve([listener]))
-    try:
-        await ready.wait()
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
-        logger.setLevel(level)
+    ready, logger = asyncio.Event(), logging.getLogger("uvicorn.error")
+    with contextlib.ExitStack() as at_the_end:
+        listener = at_the_end.enter_context(listen())
+        at_the_end.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)  # the check tells what went wrong
+        server = uvicorn_server(app, "asyncio", "auto", ready.set)
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            await ready.wait()
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()  # in an interrupt, uvicorn is cancelled, and closes nothing
+            await serving

@@ -111,6 +111,11 @@ class _Pool(Blocking):
             return False
         return self.out <= len(self.inside) or busy >= THREADS
 
+    def let_go(self) -> None:
+        super().let_go()
+        self.ping.set()
+        self.give_up()
+
     def give_up(self) -> None:
         """End a deadlock: whoever waits, and whoever would, gets a TimeoutError."""
         with self.lock:

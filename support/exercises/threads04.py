@@ -41,21 +41,25 @@ class Blocking:
         with self.lock:
             self.inside.remove(thread)
 
+    def let_go(self) -> None:
+        """End the wait of every thread that is held."""
+        self.gate.set()
+
 
 def judge(app: Any, library: Blocking, scenario: Callable[[Client], Any]) -> tuple[Run, int]:
-    """Run the scenario, and count the threads that are left. Whatever happens, the gate opens."""
+    """Run the scenario, and count the threads that are left. Whatever happens, all who wait are let go."""
 
     async def with_an_open_end(client: Client) -> None:
         library.loop_thread = threading.current_thread()
         try:
             await scenario(client)
         finally:
-            library.gate.set()
+            library.let_go()
 
     try:
         run = observe_app(app, with_an_open_end)
     finally:
-        library.gate.set()
+        library.let_go()
     return run, alive_after(library.threads)
 
 

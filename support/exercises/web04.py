@@ -207,9 +207,17 @@ def observe_real(scenario: Callable[[], Awaitable[Any]]) -> Run:
             raise harness._overran() from None
         except SystemExit as error:  # asyncio lets it out of any task
             run.error = error
-        finally:
-            alive_after(t for t in set(threading.enumerate()) - before if t.name.startswith("AnyIO"))
+        except KeyboardInterrupt:  # it may have come when the loop was about to tell its threads to end
+            for thread in _new_workers(before):
+                thread.stop()
+            raise
+        alive_after(_new_workers(before))
     return harness._attempted(run)
+
+
+def _new_workers(before: set[threading.Thread]) -> list[Any]:
+    """The threads of anyio's pools that were started since."""
+    return [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("AnyIO")]
 
 
 def alive_after(threads: Iterable[threading.Thread]) -> int:

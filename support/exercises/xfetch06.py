@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import itertools
+import math
 import random
 import statistics
+import weakref
 from typing import Any
 
 from .. import theory
@@ -15,9 +18,13 @@ from .harness import Prove, observe, plain, prove_clean
 
 COUNT = "recomputations per cycle near e^(1/beta)"
 LEAD = "refreshes as early as the load is slow"
+CHANCE = "each read refreshes with a chance of e^(-left / (beta delta))"
 NEVER_STALE = "serves no value past its time"
+FORGETS = "forgets a refresh that is over"
 NO_WAIT = "a reader with a value never waits"
-READS_PER_LOAD, LIVES = 20, 6  # reads in the time of one load; the ttl in loads, times beta
+READS_PER_LOAD = 20  # in the time of one load
+LIVES = 8  # the ttl in loads, times beta: earlier than that, hardly a read refreshes
+READS_AT_ONCE = 10_000
 
 
 class _Origin:
@@ -27,10 +34,12 @@ class _Origin:
         self.deltas, self.failing, self._random = deltas, failing, random.Random(seed)
         self.started: list[tuple[str, float]] = []
         self.in_flight = self.peak = 0
+        self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     async def load(self, key: str) -> tuple[str, int, float]:
         loop, number = asyncio.get_running_loop(), len(self.started)
         self.started.append((key, loop.time()))
+        self.tasks.add(asyncio.current_task())
         self.in_flight += 1
         try:
             await asyncio.sleep(self.deltas[key])
@@ -42,8 +51,9 @@ class _Origin:
 
 
 def check_xfetch(answer: Any, prove: Prove) -> None:
-    laws = [functools.partial(_laws, *case) for case in ((1.0, 400, 0.2), (2.0, 80, 0.3))]
-    for scene in (_basics, _waits, *laws, _slow_and_quick, _zero, _failures):
+    laws = [functools.partial(_laws, *case) for case in ((1.0, 300, 0.22), (2.0, 100, 0.28))]
+    moments = [functools.partial(_one_moment, *case) for case in ((1.0, 1, 0.055), (2.0, 1, 0.055), (1.0, 2, 0.08))]
+    for scene in (_basics, _waits, laws[0], *moments, laws[1], _slow_and_quick, _zero, _failures):
         run = observe(functools.partial(scene, answer, prove))
         run.result()
         prove_clean(prove, run)
@@ -98,6 +108,10 @@ async def _cycles(answer: Any, beta: float, cycles: int, prove: Prove) -> tuple[
                 counts.append(len(origin.started) - seen)
                 leads.append(value[2] + ttl - origin.started[seen][1])
             value, seen = got, len(origin.started)
+    await asyncio.sleep(2)  # the last refresh ends
+    gc.collect()
+    over = sum(task.done() for task in origin.tasks)
+    prove(FORGETS, over <= 5, f"After {len(origin.started)} loads, {over} tasks that were over were still kept.")
     await cache.close()
     # By chance nobody may refresh in time: once in some thousand cycles.
     prove(NO_WAIT, waits <= 0.02 * cycles, "In steady reading, readers had to wait for loads.")
@@ -105,14 +119,36 @@ async def _cycles(answer: Any, beta: float, cycles: int, prove: Prove) -> tuple[
 
 
 async def _laws(beta: float, cycles: int, within: float, answer: Any, prove: Prove) -> None:
-    """Both closed forms. Over many seeds, a right answer strays by a quarter of `within`."""
+    """Both closed forms. Over 30 seeds, the standard error of a right answer's loads is a quarter of `within`, and
+    that of its lead under 3 %. `_one_moment` is sharper; these few cycles show that it all works together."""
     loads, lead = await _cycles(answer, beta, cycles, prove)
     wanted = theory.xfetch_recomputations(beta)
     told = f"With beta={beta:g}, {loads:.2g} loads per cycle; e^(1/beta) is {wanted:.2g}."
     prove(COUNT, abs(loads / wanted - 1) < within, told)
     wanted = theory.xfetch_mean_lead(READS_PER_LOAD, 1.0, beta)
     told = f"With beta={beta:g} and a load of 1 s, the first refresh came {lead:.2g} s before the end; the law says {wanted:.2g} s."
-    prove(LEAD, abs(lead / wanted - 1) < within, told)
+    prove(LEAD, abs(lead / wanted - 1) < 0.13, told)
+
+
+async def _one_moment(beta: float, loads_left: int, within: float, answer: Any, prove: Prove) -> None:
+    """Many reads at one moment. Their random numbers are spread evenly, so that the count of an answer that draws
+    one for each read is exact. If it uses them in another way, the standard error is 1.3 % with one load left to
+    live, and 2.5 % with two: at most a third of what is allowed."""
+    origin, numbers = _Origin({"k": 1.0}), random.Random(11)
+    draws = [(number + 0.5) / READS_AT_ONCE for number in range(READS_AT_ONCE)]
+    numbers.shuffle(draws)
+    ttl, left = LIVES * beta, loads_left * beta
+    cache = answer(origin.load, ttl, beta, itertools.cycle(draws).__next__)
+    await cache.get("k")
+    await asyncio.sleep(ttl - left)
+    for _ in range(READS_AT_ONCE):
+        await cache.get("k")
+    await asyncio.sleep(0.001)
+    share, wanted = (len(origin.started) - 1) / READS_AT_ONCE, math.exp(-loads_left)
+    await cache.close()
+    told = (f"With beta={beta:g}, a load of 1 s and {left:g} s left to live, {share:.1%} of the reads refreshed; "
+            f"the law says {wanted:.1%}.")  # fmt: skip
+    prove(CHANCE, abs(share / wanted - 1) < within, told)
 
 
 async def _slow_and_quick(answer: Any, prove: Prove) -> None:

@@ -184,6 +184,23 @@ class FlightOfTheLeader(SingleFlight):
         return future.result()
 
 
+@wrong("6.1", LEAVER)
+class FlightOfFuturesThatMayBeDone(FlightOfFutures):
+    """It sets the future of one who was cancelled a step ago, which raises: the next ones wait for ever."""
+
+    async def run(self, key, waiters, load):
+        outcome, error = None, None
+        try:
+            outcome = await load()
+        except Exception as caught:
+            error = caught
+        finally:
+            if self.waiting.get(key, (None,))[0] is waiters:
+                del self.waiting[key]
+        for future in waiters:
+            future.set_exception(error) if error else future.set_result(outcome)
+
+
 @wrong("6.1", ORPHAN)
 class FlightThatGoesOnForNobody(SingleFlight):
     async def get(self, key, load):
@@ -569,6 +586,7 @@ class TTLKeepsExpired(TTLCache):
 
 COUNT = "recomputations per cycle near e^(1/beta)"
 LEAD = "refreshes as early as the load is slow"
+CHANCE = "each read refreshes with a chance of e^(-left / (beta delta))"
 NEVER_STALE = "serves no value past its time"
 NO_WAIT = "a reader with a value never waits"
 
@@ -676,10 +694,18 @@ class XFetchConstantDelta(XFetch):
         return max(1.0, 0 * seconds)
 
 
-@wrong("6.3", COUNT)
+@wrong("6.3", CHANCE)
 class XFetchWithoutBeta(XFetch):
     def early(self, entry):
         return super().early(entry) / self.beta
+
+
+@wrong("6.3", CHANCE)
+class XFetchFivePercentLate(XFetch):
+    """Too little for the mean of a thousand cycles, and still wrong."""
+
+    def early(self, entry):
+        return 0.95 * super().early(entry)
 
 
 @wrong("6.3", "takes random() == 0 as it comes")
@@ -725,6 +751,13 @@ class XFetchKeepsNothing(XFetch):
 class XFetchLosesErrors(XFetch):
     def done(self, task):
         self.tasks.discard(task)
+
+
+@wrong("6.3", "forgets a refresh that is over")
+class XFetchKeepsEveryTask(XFetch):
+    def done(self, task):
+        if not task.cancelled():
+            task.exception()
 
 
 @wrong("6.3", "close ends every refresh")
@@ -895,6 +928,36 @@ class LevelsWithOneToken(TwoLevel):
             await self.redis.delete(lock)
 
 
+@wrong("6.4", OTHERS_LOCK)
+class LevelsDeleteAnyLockNowAndThen(TwoLevel):
+    """Right three times, and wrong the fourth."""
+
+    releases = 0
+
+    async def release(self, lock, token):
+        if lock.rpartition(":lock")[0].endswith("k2"):
+            await self.redis.delete(lock)
+        await super().release(lock, token)
+
+
+@wrong("6.4", "when the owner of a lock dies, one of the others loads")
+class LevelsImpatientNowAndThen(TwoLevel):
+    """In one case of four, who had to wait for another's lock goes on without one."""
+
+    async def from_redis(self, name):
+        if not name.endswith("dead2") or not await self.redis.exists(f"{name}:lock"):
+            return await super().from_redis(name)
+        while await self.redis.exists(f"{name}:lock"):
+            await asyncio.sleep(0.01)
+        return json.dumps(await self.load(name.removeprefix(self.prefix)))
+
+
+@wrong("6.4", "a lock is a lease")
+class LevelsLeaseInTenths(TwoLevel):
+    def lease_ms(self):
+        return round(100 * self.lease)
+
+
 @wrong("6.4", EXPIRES)
 class LevelsLockForEver(TwoLevel):
     def lease_ms(self):
@@ -937,6 +1000,12 @@ class LevelsFallBackWithoutLimit(TwoLevel):
             return await self.from_redis(self.prefix + key)
         except RedisError:
             return json.dumps(await self.load(key))
+
+
+@wrong("6.4", "keeps a copy in each process")
+class LevelsAskRedisEachTime(TwoLevel):
+    async def get(self, key):
+        return json.loads(await self.shared(key))
 
 
 @wrong("6.4", STALE)
