@@ -28,8 +28,13 @@ _ROOM_OF = {
     "run_cells": "sandbox",
     "new_figure": "figures",
     "show": "figures",
+    "LagProbe": "watch",
+    "Watchdog": "watch",
+    "Dashboard": "dashboard",
+    "diagnose": "hung",
+    "memory_by_path": "scan",
 }
-_ROOMS = ("figures", "load", "probes", "rivals", "theory")
+_ROOMS = ("figures", "load", "probes", "rivals", "theory", "visitors", "waterfall")
 __all__ = [*_ROOM_OF, *_ROOMS]  # noqa: PLE0604 - names, made from the table above
 
 

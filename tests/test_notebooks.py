@@ -264,7 +264,7 @@ def run_with_database(source: str, folder: Path) -> subprocess.CompletedProcess[
         postgres.stop()
 
 
-RUN = {"04_fastapi": run_with_app, "05_connection_pools": run_with_database}
+RUN = {"04_fastapi": run_with_app, "07_monitoring": run_with_app, "05_connection_pools": run_with_database}
 
 
 WITH_SCRIPTS = [path for path in chapters() if scripts(nbformat.read(path, as_version=4))]
@@ -283,6 +283,10 @@ def test_a_script_to_take_away_runs(path: Path, tmp_path: Path) -> None:
             assert sorted(done.stdout.splitlines()) == ["200 /stock", "500 /broken"]
             continue
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        if path.stem == "07_monitoring":
+            told = ["GET /broken 5xx 1", "GET /stock 2xx 1", "GET unmatched 4xx 1"]
+            assert done.stdout.splitlines() == told, done.stdout
+            continue
         if path.stem == "05_connection_pools":
             assert done.stdout == "doing first job\ndoing second job\n"
             continue
