@@ -1,4 +1,4 @@
-"""Chapters as a whole: run twice in one kernel, and killed in the middle.
+"""Chapters as a whole: run twice in one kernel, the command that executes them, and their scripts.
 
 Strict nbval runs the notebooks themselves, as items of the same pytest run: see
 tests/tools/strict_nbval.py.
@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -20,15 +19,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from support import start_postgres, start_upstream
 from tests.tools import execute
-from tests.tools.isolation import NOTEBOOKS, ROOT, chapters
-from tests.tools.live import LiveKernel
-from tests.tools.rules import numbered, tagged, tags
-
-KILLED = [path.stem for path in chapters() if path.stem != "00_start_here"]
-# How far into the chapter's code cells the kernel is killed: 0 is the setup cell.
-MOMENTS = [0.0, 0.2, 0.4, 0.6, 0.8]
-SECONDS_TO_VANISH = 10
-SECONDS_TO_STOP = 10
+from tests.tools.isolation import ROOT, chapters
+from tests.tools.rules import numbered
 
 
 def test_strict_nbval_runs_every_chapter(request: pytest.FixtureRequest) -> None:
@@ -44,72 +36,6 @@ def test_strict_nbval_runs_every_chapter(request: pytest.FixtureRequest) -> None
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 def test_runs_twice_in_one_kernel(path: Path) -> None:
     execute.check(path)
-
-
-# --- the stop button --------------------------------------------------------------------
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows kernels are interrupted by other means")
-@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
-def test_any_cell_can_be_interrupted_and_run_again(path: Path, tmp_path: Path) -> None:
-    with LiveKernel(tmp_path, cwd=NOTEBOOKS) as kernel:
-        for name, cell in numbered(nbformat.read(path, as_version=4)):
-            request = kernel.send(cell.source)
-            kernel.wait_until(request, "execute_input")
-            time.sleep(0.1)  # somewhere in the middle, if the cell takes that long
-            kernel.interrupt()
-            try:
-                kernel.wait(request, SECONDS_TO_STOP)
-            except TimeoutError:
-                # The kernel can lose the reply when the interrupt comes just as the cell ends. A cell
-                # that still runs holds up the next one too.
-                kernel.wait(kernel.send("pass"), SECONDS_TO_STOP)
-            answer = kernel.run(cell.source)
-            assert answer.status == "ok" or "raises-exception" in tags(cell), f"{name}\n{answer.traceback}"
-    assert answer.printed.count("left: 0") == 4, answer.printed
-
-
-# --- kill -9 ---------------------------------------------------------------------------
-
-
-def way_to(nb: NotebookNode, moment: float) -> list[NotebookNode]:
-    """The setup cell, and what comes before a moment in its section, and the cell there."""
-    code = [cell for _, cell in numbered(nb)]
-    target = code[int(moment * len(code))]
-    section: list[NotebookNode] = []
-    for cell in nb.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            section = []
-        elif cell.cell_type == "code" and "setup" not in tags(cell):
-            section.append(cell)
-        if cell is target:
-            break
-    return [*(cell for _, cell in tagged(nb, "setup")), *section]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals: its jobs end children")
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("chapter", KILLED)
-def test_a_killed_kernel_leaves_no_process(chapter: str, moment: float, tmp_path: Path) -> None:
-    cells = way_to(nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", as_version=4), moment)
-    with LiveKernel(tmp_path, cwd=NOTEBOOKS) as kernel:
-        for cell in cells[:-1] or cells:
-            answer = kernel.run(cell.source)
-            assert answer.status == "ok" or "raises-exception" in tags(cell), answer.traceback
-        assert len(kernel.family()) >= 2, "the chapter started no process: this shows nothing"
-        kernel.wait_until(kernel.send(cells[-1].source), "execute_input")
-        kernel.kill()
-        left = kernel.family_after(SECONDS_TO_VANISH)
-        assert not left, [process.cmdline() for process in left]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no sessions")
-def test_an_orphan_would_be_seen(tmp_path: Path) -> None:
-    with LiveKernel(tmp_path) as kernel:
-        kernel.run("import subprocess\nsubprocess.Popen(['sleep', '60'], start_new_session=True)")
-        kernel.kill()
-        assert [one.name() for one in kernel.family_after(0.5)] == ["sleep"]
 
 
 # --- The command that executes a chapter ------------------------------------------------

@@ -32,7 +32,7 @@ from tests.tools.isolation import settings  # noqa: E402
 CELL_SECONDS = 60.0
 CANARIES = Path(__file__).resolve().parents[1] / "canaries"
 SANITIZE = Path(__file__).with_name("strict_nbval.cfg")
-LONG_FIRST = ("test_browser.py", "test_notebooks.py", ".ipynb", "test_canaries.py")
+LONG_FIRST = ("test_interrupts", "test_exercises", "test_notebooks", "test_browser", "test_killed", ".ipynb")
 TIMEOUT = "Timeout"
 SHOWN = {"stream", "display_data", "execute_result", "error"}
 SILENT_ERROR = "The kernel replied with an error, but sent no error message"
