@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import itertools
 import math
 import os
 import selectors
@@ -14,6 +15,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
 import psutil
@@ -86,6 +88,79 @@ async def lag_beside(work: Callable[[], Any], *, beat: float = 0.01, margin: flo
         pulse.cancel()
         await asyncio.wait([pulse])
     return beats
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What was seen of a server from outside. Times are in seconds since the watch began.
+
+    ``memory``: when, and bytes in memory (the resident set). ``waits``: when a request was due, and
+    how long after that its answer was there.
+    """
+
+    memory: list[tuple[float, int]]
+    waits: list[tuple[float, float]]
+
+    @property
+    def growth(self) -> int:
+        """Bytes between the first look and the highest."""
+        return max(size for _, size in self.memory) - self.memory[0][1]
+
+    @property
+    def stall(self) -> float:
+        """The longest wait, in seconds."""
+        return max(wait for _, wait in self.waits)
+
+
+async def server_beside(
+    server: Any, work: Callable[[], Any], *, path: str = "/ping", every: float = 0.02, margin: float = 0.1
+) -> Beside:
+    """Watch a server while ``work()`` runs here: its memory, and the waits of a neighbour who asks for ``path``.
+
+    The neighbour asks at fixed times, whether earlier answers have come or not, and each wait counts
+    from the time at which the request was due: a stall is seen by all that fall into it.
+
+    Args:
+        server: what ``serve`` returned; or any object with a ``url`` and the ``pid`` of a process of this machine.
+        work: a function without arguments; what it returns is awaited if it can be. Its exceptions pass.
+        every: seconds between two looks, and two requests. A peak of memory that is shorter can be missed.
+        margin: seconds of looking before and after the work.
+
+    Raises:
+        ValueError: there is no process ``server.pid``.
+        aiohttp.ClientError: the server does not answer, or with an error.
+    """
+    import aiohttp
+
+    if not psutil.pid_exists(server.pid):
+        raise ValueError(f"server_beside() needs a server that runs, and there is no process {server.pid!r}.")
+    process, seen, over = psutil.Process(server.pid), Beside([], []), False
+    start = time.perf_counter()
+
+    async def ask(due: float) -> None:
+        async with session.get(server.url + path, raise_for_status=True) as answer:
+            await answer.read()
+        seen.waits.append((due, time.perf_counter() - start - due))
+
+    async def look() -> None:
+        for number in itertools.count():
+            await asyncio.sleep(start + number * every - time.perf_counter())
+            if over:
+                return
+            seen.memory.append((time.perf_counter() - start, process.memory_info().rss))
+            group.create_task(ask(number * every))
+
+    without_limit = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=without_limit) as session, asyncio.TaskGroup() as group:
+        group.create_task(look())
+        await asyncio.sleep(margin)
+        started = work()
+        if inspect.isawaitable(started):
+            await started
+        await asyncio.sleep(margin)
+        over = True
+    seen.waits.sort()
+    return seen
 
 
 async def process_seconds(pids: Sequence[int], awaitable: Awaitable[Any]) -> tuple[Any, float]:

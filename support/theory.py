@@ -201,6 +201,24 @@ def mm1k_loss(utilisation: float, places: int) -> float:
     return (1 - utilisation) * utilisation**places / (1 - utilisation ** (places + 1))
 
 
+def mm1k_goodput(rate: float, service_rate: float, places: int, deadline: float) -> float:
+    """Answers in time per second of one server with ``places`` that turns the rest away: M/M/1/K with a deadline.
+
+    rate, service_rate: per second. deadline: seconds from arrival to answer. Who is let in finds n inside with a
+    chance proportional to rho^n, n < K (arrivals see time averages), and is answered after n + 1 exponential works,
+    which take at most d with the chance P(Poisson(mu d) > n) (Kleinrock, Queueing Systems 1).
+    """
+    _positive(rate=rate, service_rate=service_rate, deadline=deadline)
+    _count(1, places=places)
+    load, works = rate / service_rate, service_rate * deadline
+    in_time, sums, total = 1.0, 0.0, 0.0
+    for ahead in range(places):
+        in_time -= math.exp(ahead * math.log(works) - works - math.lgamma(ahead + 1))
+        weight = load ** (ahead - places if load > 1 else ahead)  # only ratios count, and none overflows
+        sums, total = sums + weight * in_time, total + weight
+    return rate * (1 - mm1k_loss(load, places)) * sums / total
+
+
 def full_queue_wait(places: int, service_rate: float, z: float = 2.33) -> float:
     """Seconds behind a full queue: K / mu + z sqrt(K) / mu; z = 2.33 gives about the p99.
 

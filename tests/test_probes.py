@@ -12,12 +12,14 @@ import textwrap
 import threading
 import time
 
+import aiohttp
 import psutil
 import pytest
 
 from support import probes
 from support.clock import simulate
 from support.sandbox import run_cells, run_script
+from support.servers import serve
 
 
 def test_the_stopwatch_and_the_cost_of_one():
@@ -184,3 +186,46 @@ def test_a_short_message_does_not_wait_for_the_reader():
     with probes.stalled_reader(60) as file:
         print("short", file=file)
     assert time.perf_counter() - started < 30
+
+
+GROWING = """
+import asyncio, time
+held = []
+async def app(scope, receive, send):
+    if scope["path"] == "/grow":
+        held.append(b"x" * 50_000_000)
+    if scope["path"] == "/stall":
+        time.sleep(0.4)
+    await send({"type": "http.response.start", "status": 503 if scope["path"] == "/broken" else 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"pong"})
+"""
+
+
+def test_a_server_is_watched_from_outside_while_work_runs(tmp_path, monkeypatch):
+    (tmp_path / "growing.py").write_text(GROWING, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def main() -> None:
+        async with aiohttp.ClientSession(raise_for_status=True) as session:
+
+            async def ask(path: str) -> None:
+                async with session.get(server.url + path) as answer:
+                    await answer.read()
+
+            calm = await probes.server_beside(server, lambda: asyncio.sleep(0.1))
+            grown = await probes.server_beside(server, lambda: ask("/grow"))
+            stalled = await probes.server_beside(server, lambda: ask("/stall"))
+            assert calm.growth < 5_000_000 and 50_000_000 <= grown.growth < 60_000_000
+            assert stalled.stall >= 0.3 and len(stalled.waits) == len(stalled.memory) >= 20
+            inside = [wait for _, wait in stalled.waits if wait > 0.1]
+            assert len(inside) >= 10 and inside[0] > inside[-1] + 0.1  # each one, from when it was due
+            with pytest.raises(ExceptionGroup) as failed:
+                await probes.server_beside(server, lambda: asyncio.sleep(60), path="/broken")
+            assert failed.group_contains(aiohttp.ClientResponseError, match="503")
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1
+
+    with serve("growing:app") as server:
+        asyncio.run(main())
+    with pytest.raises(ValueError, match=r"needs a server that runs, and there is no process \d+"):
+        asyncio.run(probes.server_beside(server, lambda: None))

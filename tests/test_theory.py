@@ -181,6 +181,24 @@ def test_mm1k_loss_of_an_overload_is_the_excess_and_does_not_overflow():
     assert theory.mm1k_loss(0.5, 5000) == 0
 
 
+def test_mm1k_goodput_is_what_a_simulation_answers_in_time():
+    rng, now, ends, in_time = random.Random(8), 0.0, [], 0
+    for _ in range(200_000):
+        now += rng.expovariate(120)
+        ends = [end for end in ends if end > now]
+        if len(ends) < 5:
+            ends.append((ends[-1] if ends else now) + rng.expovariate(100))
+            in_time += ends[-1] - now <= 0.04
+    assert theory.mm1k_goodput(120, 100, 5, 0.04) == pytest.approx(in_time / now, rel=0.02)
+
+
+def test_mm1k_goodput_at_its_limits():
+    served = 1 - math.exp(-100 * 0.05)  # with one place nobody waits: one work, within the deadline
+    assert theory.mm1k_goodput(300, 100, 1, 0.05) == pytest.approx(300 * (1 - 0.75) * served)
+    assert theory.mm1k_goodput(90, 100, 2000, 0.5) == pytest.approx(90 * (1 - math.exp(-(100 - 90) * 0.5)))  # M/M/1
+    assert theory.mm1k_goodput(300, 100, 1000, 0.5) == pytest.approx(0, abs=1e-6)  # all who are let in come too late
+
+
 def test_full_queue_wait_is_near_the_exact_quantile():
     rng = random.Random(1)
     sums = sorted(rng.gammavariate(40, 1 / 100) for _ in range(50_000))
