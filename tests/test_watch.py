@@ -160,17 +160,17 @@ def test_a_library_function_is_named_with_the_line_that_called_it():
 
 def test_no_false_alarm_over_idle_gc_timers_and_short_steps():
     async def main():
+        keep = [[] for _ in range(300_000)]  # here: to make them is work of its own, and long on a busy machine
         async with Watchdog(0.05) as dog:
             await asyncio.sleep(1)
-            keep = [[] for _ in range(300_000)]
             for _ in range(3):
                 gc.collect()
                 await asyncio.sleep(0.01)
-            del keep
             end = time.perf_counter() + 0.5
             while time.perf_counter() < end:
                 time.sleep(0.005)
                 await asyncio.sleep(0)
+        assert len(keep) == 300_000  # all that time there was something to look through
         return dog
 
     dog = run(main)

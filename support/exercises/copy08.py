@@ -212,14 +212,23 @@ def _copied(answer: Any, prove: Prove, name: str, pipe: _Pipe) -> None:
 def _ending(scene: Any, prove: Prove, pipe: _Pipe, where: str) -> Any:
     """The scene, which must be over when a patient other end would have been ten times."""
 
+    async def kept() -> tuple[Any, SystemExit | None]:  # asyncio lets a SystemExit out of any task, and out of the loop
+        try:
+            return await scene(), None
+        except SystemExit as error:
+            return None, error
+
     async def ending() -> Any:
-        task = asyncio.ensure_future(scene())
+        task = asyncio.ensure_future(kept())
         ended, _ = await asyncio.wait([task], timeout=10 * (1 + pipe.total / (pipe.rate or 1e9)))
         if not ended:
             task.cancel()
             await asyncio.wait([task], timeout=1)
             raise Failed(DELIVERED, f"{where}, it waits for ever: wait_closed() ends only after close().")
-        return task.result()
+        value, error = task.result()
+        if error:
+            raise error
+        return value
 
     return ending
 

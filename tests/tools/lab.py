@@ -139,19 +139,21 @@ class Reader:
         )
 
     def _restart_and_run(self, presses: int = 3) -> None:
-        """Press the button until a cell runs: on a busy machine the lab may restart the kernel
-        and forget the rest, and then a reader presses again."""
+        """Press the button until a cell has run: on a busy machine the lab may restart the kernel
+        and forget the rest, or its new kernel never starts, and then a reader presses again."""
         from playwright.sync_api import TimeoutError as NothingHappened
 
         for _ in range(presses):
-            # Pressed while the first kernel still starts, the button restarts it, and runs nothing.
-            self.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+            with contextlib.suppress(NothingHappened):
+                # Pressed while the first kernel still starts, the button restarts it, and runs nothing.
+                idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
+                self.page.wait_for_selector(idle, timeout=40_000)
             self.page.click('[data-command="notebook:restart-run-all"]')
             self.page.click(".jp-Dialog .jp-mod-accept")
             with contextlib.suppress(NothingHappened):
                 self.page.wait_for_function(
                     """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].some(
-                        prompt => /\\[[*\\d]/.test(prompt.innerText))""",
+                        prompt => /\\[\\d+\\]/.test(prompt.innerText))""",
                     timeout=30_000,
                 )
                 return
