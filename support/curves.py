@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from .figures import BLOCKED, MEASURED, OTHER, RUNNING, THEORY, WAITING, _median_and_range
+from .figures import BLOCKED, MEASURED, OTHER, RUNNING, THEORY, WAITING, _median_and_range, _note
 
 __all__ = ["knee", "pool_curve", "pool_waits", "storm", "storm_plane", "wait_survival"]
 
@@ -232,6 +232,7 @@ def pool_curve(
             raise ValueError(f"pool_curve: {name!r} has no runs with {empty[0]} connections.")
         middle, low, high = (np.array([pick(group) for group in runs.values()]) for pick in (np.median, min, max))
         best_over_law[name] = {size: max(group) / law(size) for size, group in runs.items()}
+        _note(axes, name, list(runs), middle, [law(size) for size in runs])
         line = [law(size) for size in smooth]
         axes.plot(smooth, line, color=THEORY, linestyle="--", label=None if row else f"theory: {formula}", zorder=1)
         axes.errorbar(
@@ -282,6 +283,7 @@ def pool_waits(
     loads = np.linspace(0.3, 0.97, 100)
     left.semilogy(loads, [law(load) for load in loads], color=THEORY, linestyle="--", label=f"Erlang C: {formula}")
     middle = [np.median(waits) for waits in simulated.values()]
+    _note(left, "simulated", list(simulated), middle, [law(load) for load in simulated])
     left.plot(list(simulated), middle, "D", color=OTHER, markersize=9, label="simulated")
     for (sent, runs), marker in zip(real.items(), "o^s", strict=False):
         load, wait, in_turn = np.transpose(runs)

@@ -62,6 +62,10 @@ def show(figure: Figure, alt: str) -> None:
         raise ValueError(f"show(alt={alt!r}): describe in a sentence what is to be seen in the figure.")
     from IPython.display import display
 
+    from . import kernel, scoreboard
+
+    if kernel.chapter:
+        scoreboard.keep(figure, kernel.chapter)
     display({"image/png": png(figure), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
     words = f"<details><summary>The figure in words</summary>{html.escape(alt)}</details>"
     display({"text/html": words, "text/plain": ""}, raw=True)
@@ -133,7 +137,14 @@ def _median_and_range(
         label=label,
         zorder=2,
     )
+    _note(axes, label, x, middle, theory)
     return float(np.max(np.abs(middle - np.array(theory)) / np.array(theory)))
+
+
+def _note(axes: Axes, label: str, x: Sequence[float], measured: Sequence[float], theory: Sequence[float]) -> None:
+    from . import scoreboard
+
+    scoreboard.note(axes, label, x, measured, theory)
 
 
 def ladder(axes: Axes, rungs: Mapping[str, Sequence[float]], *, unit: str) -> None:
@@ -163,6 +174,8 @@ def bars(
 ) -> None:
     """Horizontal bars with their value beside them; a dashed tick marks what the theory says."""
     names = list(values)
+    if theory is not None:
+        _note(axes, unit, range(len(names)), list(values.values()), [theory[name] for name in names])
     for row, name in enumerate(names):
         axes.barh(row, values[name], color=NETWORK, edgecolor=RUNNING, linewidth=0.6, height=0.55)
         if theory is not None:

@@ -35,6 +35,7 @@ _MACHINERY = {"IPython", "ipykernel", "tornado", "zmq", "debugpy", "pydevd", "_p
 _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 _Things = dict[tuple[str, Any], str]  # (kind, identity) of what runs -> how to name it
+chapter = ""  # the one that is open in this kernel
 _before: _Things | None = None
 _stoppers: dict[str, Callable[[], object]] = {}
 _tickers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
@@ -46,7 +47,7 @@ def open_chapter(name: str) -> None:
     `name` is the chapter's file name without its ending, such as "01_event_loop".
     Raises TypeError if it is not a text, RuntimeError if Python is too old.
     """
-    global _before
+    global _before, chapter
     if not isinstance(name, str) or not name:
         raise TypeError(f"open_chapter() needs the name of a chapter, not {name!r}.")
     if sys.version_info < OLDEST_PYTHON:
@@ -65,6 +66,7 @@ def open_chapter(name: str) -> None:
         register(shell)
     if _before is None:
         _before = _running_now()
+    chapter = name
     print(f"Chapter {name} is open. Its last cell closes it, and reports what was left running.")
 
 

@@ -11,9 +11,9 @@ from nbformat import NotebookNode
 
 from tests.tools.isolation import NOTEBOOKS, chapters
 from tests.tools.live import LiveKernel
-from tests.tools.rules import numbered, tagged, tags
+from tests.tools.rules import WITHOUT_ANATOMY, numbered, tagged, tags
 
-KILLED = [path.stem for path in chapters() if path.stem != "00_start_here"]
+KILLED = [path.stem for path in chapters() if path.stem not in WITHOUT_ANATOMY]
 # How far into the chapter's code cells the kernel is killed: 0 is the setup cell.
 MOMENTS = [0.0, 0.2, 0.4, 0.6, 0.8]
 SECONDS_TO_VANISH = 10

@@ -33,8 +33,8 @@ OUTPUT_BYTES = 200_000
 NOTEBOOK_BYTES = 2_000_000
 EXERCISES, HINTS_PER_EXERCISE, SNIPPETS_WITH_A_BUG = 4, 3, 2
 HEADINGS = ("Try it", "Spot the bug", "Exercises", "Recap", "Roads not taken", "Further reading")
-# Not a chapter of the subject: it has no exercises, and is shorter.
-WITHOUT_ANATOMY = {"00_start_here"}
+# Not chapters of the subject: they have no exercises, and are shorter.
+WITHOUT_ANATOMY = {"00_start_here", "11_your_numbers"}
 
 # What no two runs, or no two machines, have in common.
 VARYING = {
