@@ -1,15 +1,14 @@
-"""The process that keeps Postgres or Redis for `support.services`, and ends them with their parent.
+"""The process that keeps Postgres, Redis or a program for its parent, and ends them with it.
 
 It gets its options as one line of JSON on stdin, so that no password shows in a list of processes.
 It starts the server in a folder of its own, reports one line of JSON on stdout when the server is
 ready, and then waits for two things: the end of stdin, of which only the parent holds the other
 end, or the end of the server. After either it ends whatever lives in the folder, and removes it.
-For a server of the reader's own it starts nothing, and only removes at the end what the course made.
+What differs for programs, and for servers of the reader's own, is in program_keeper and guest_keeper.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import json
@@ -98,11 +97,7 @@ class Keeper:
         """Start the server, report, and wait for its end."""
         try:
             self.folder.mkdir(mode=0o700)
-            programs = Path(self.options["programs"])
-            if self.is_postgres:
-                programs = self._as_ordinary_user(programs)
-                self._initdb(programs)
-            port = self._start(programs)
+            port = self._start(self._prepared())
         except Exception as error:
             say({"error": str(error) if isinstance(error, RuntimeError) else repr(error)})
         else:
@@ -113,14 +108,26 @@ class Keeper:
     def end(self) -> None:
         """Leave nothing behind, and end this process. Called from two threads; the first one does it."""
         self._lock.acquire()
-        if self.is_postgres and self.server and os.name == "posix" and self.server.poll() is None:
-            for number in (signal.SIGQUIT, signal.SIGCONT):  # an immediate shutdown, also of one that is stopped
+        if self.server and self.server.poll() is None and (farewell := self._farewell()):
+            for number in farewell:
                 self.server.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.server.wait(GRACE)
         say({"log": tail(self.folder)})
         clear(self.folder)
         os._exit(0)
+
+    def _farewell(self) -> tuple[int, ...]:
+        """The signals that ask for an orderly end. For Postgres an immediate one, also of one that is stopped."""
+        return (signal.SIGQUIT, signal.SIGCONT) if self.is_postgres and os.name == "posix" else ()
+
+    def _prepared(self) -> Path:
+        """Whatever comes before the start. Returns the folder of the server's programs."""
+        programs = Path(self.options["programs"])
+        if self.is_postgres:
+            programs = self._as_ordinary_user(programs)
+            self._initdb(programs)
+        return programs
 
     def _spawn(self, command: list[str], **environment: str) -> subprocess.Popen:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_"))}
@@ -168,15 +175,17 @@ class Keeper:
         wanted = self.options["port"]
         for _ in range(PORT_TRIES):
             port = 0 if self.options["socket"] else wanted or _free_port()
-            command = self._postgres(programs, port) if self.is_postgres else self._redis(programs, port)
-            self.server = self._spawn(command)
+            self.server = self._spawn(self._command(programs, port))
             if self._becomes_ready():
                 return port
-            taken = any("bind" in line and "use" in line for line in tail(self.folder)[-5:])
+            taken = any("in use" in line for line in tail(self.folder)[-5:])
             if not taken:
                 break
             wanted = 0  # another program was faster: take another port
         raise RuntimeError(self._last_words())
+
+    def _command(self, programs: Path, port: int) -> list[str]:
+        return self._postgres(programs, port) if self.is_postgres else self._redis(programs, port)
 
     def _postgres(self, programs: Path, port: int) -> list[str]:
         settings = _POSTGRES | {"max_connections": self.options["max_connections"]}
@@ -200,13 +209,16 @@ class Keeper:
     def _becomes_ready(self) -> bool:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.server.poll() is None:
-            if self.is_postgres:
-                with contextlib.suppress(OSError, IndexError):
-                    if (self.folder / "data" / "postmaster.pid").read_text().split()[-1] == "ready":
-                        return True
-            elif any("Ready to accept connections" in line for line in tail(self.folder)):
+            if self._is_ready():
                 return True
             time.sleep(POLL_SECONDS)
+        return False
+
+    def _is_ready(self) -> bool:
+        if not self.is_postgres:
+            return any("Ready to accept connections" in line for line in tail(self.folder))
+        with contextlib.suppress(OSError, IndexError):
+            return (self.folder / "data" / "postmaster.pid").read_text().split()[-1] == "ready"
         return False
 
     def _last_words(self) -> str:
@@ -225,45 +237,6 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-class GuestKeeper:
-    """Keeps nothing alive: removes at the end what the course made in a server of the reader's own."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
-        self._lock = threading.Lock()
-
-    def run(self) -> None:
-        say({"pid": 0, "port": 0})
-        threading.Event().wait()
-
-    def end(self) -> None:
-        self._lock.acquire()
-        with contextlib.suppress(Exception):  # the reader's server may be gone, and nobody listens
-            remove = _drop_databases if self._options["kind"] == "postgres" else _empty_database
-            asyncio.run(asyncio.wait_for(remove(self._options["guest_of"], self._options["token"]), GRACE * 5))
-        os._exit(0)
-
-
-async def _drop_databases(url: str, prefix: str) -> None:
-    import asyncpg
-
-    connection = await asyncpg.connect(url)
-    for row in await connection.fetch("SELECT datname FROM pg_database WHERE starts_with(datname, $1)", prefix):
-        await connection.execute(f'DROP DATABASE IF EXISTS "{row[0]}" WITH (FORCE)')
-    await connection.close()
-
-
-async def _empty_database(url: str, token: str) -> None:
-    """Empty the database of which the token is the owner. Others hold no such claim, so they stay as they are."""
-    import redis.asyncio as redis
-
-    async with redis.Redis.from_url(url, single_connection_client=True) as client:
-        for number in range(1, NEWEST_REDIS_DATABASE + 1):
-            await client.execute_command("SELECT", number)
-            if await client.get(CLAIM) == token.encode():
-                await client.flushdb()
-
-
 def say(report: dict[str, Any]) -> None:
     """Report to the parent, which may be gone."""
     with contextlib.suppress(OSError):
@@ -274,7 +247,13 @@ def main() -> None:
     """Run until the parent lets go of stdin, or the server ends."""
     options = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = options.pop("sys_path")  # modules are found where the parent finds them
-    keeper = GuestKeeper(options) if options["guest_of"] else Keeper(options)
+    if options["kind"] == "program":
+        from support.program_keeper import ProgramKeeper as Kind
+    elif options["guest_of"]:
+        from support.guest_keeper import GuestKeeper as Kind
+    else:
+        Kind = Keeper
+    keeper = Kind(options)
 
     def watch() -> None:
         while os.read(0, 1):
