@@ -140,3 +140,31 @@ def _program(name: str) -> str:
 
 def _start(name: str, command: list[str], build: list[str] | None = None) -> Server:
     return servers._start(Rival, name, command=command, build=build or [])
+
+
+async def paired_rates(
+    base: Server, other: Server, paths: tuple[str, str], *, rounds: int, concurrency: int, seconds: float
+) -> tuple[list[float], float]:
+    """Answers per second of `other` over those of `base`, round by round, and the same by CPU time alone.
+
+    Each round asks both, in turning order, after one short round that only warms them up.
+    paths: what `base` and what `other` is asked for. concurrency: requests in flight. seconds: of one measurement.
+    Returns the ratio of the rates for each round, and CPU seconds for an answer of `base` over those of `other`.
+    Raises RuntimeError when a request fails.
+    """
+    from support import load
+
+    rates: dict[Server, list[float]] = {base: [], other: []}
+    spent = {base: 0.0, other: 0.0}
+    for number in range(-1, rounds):
+        both = ((base, paths[0]), (other, paths[1]))
+        for server, path in both[:: -1 if number % 2 else 1]:
+            before = cpu_seconds(server)
+            length = seconds if number >= 0 else 0.01
+            run = await load.closed_loop(server.url + path, concurrency=concurrency, seconds=length)
+            if run.failed:
+                raise RuntimeError(f"paired_rates: requests for {path[:60]!r} failed: {dict(run.failed)}.")
+            if number >= 0:
+                rates[server].append(run.rate)
+                spent[server] += (cpu_seconds(server) - before) / run.sent
+    return [rate / first for rate, first in zip(rates[other], rates[base], strict=True)], spent[base] / spent[other]

@@ -35,9 +35,7 @@ def _fraction(**values: float) -> None:
 
 def _count(least: int, **values: int) -> None:
     for name, value in values.items():
-        _need(
-            value == int(value) and value >= least, name, value, f"a whole number from {least} up"
-        )
+        _need(value == int(value) and value >= least, name, value, f"a whole number from {least} up")
 
 
 def sequential_time(waits: Sequence[float], busy: Sequence[float] | float = 0.0) -> float:
@@ -45,9 +43,7 @@ def sequential_time(waits: Sequence[float], busy: Sequence[float] | float = 0.0)
     return sum(_busy(waits, busy)) + sum(waits)
 
 
-def concurrent_time(
-    waits: Sequence[float], busy: Sequence[float] | float = 0.0, *, first: str = "busy"
-) -> float:
+def concurrent_time(waits: Sequence[float], busy: Sequence[float] | float = 0.0, *, first: str = "busy") -> float:
     """Seconds for tasks started together on one loop, each with one stretch of work, one wait.
 
     waits: seconds suspended, one per task, in starting order. busy: seconds that each holds the
@@ -288,9 +284,7 @@ def storm_stays(load: float, capacity: float, retries: float) -> bool:
     return load > storm_boundary(capacity, retries)
 
 
-def storm_recovery(
-    load: float, capacity: float, stall: float, timeout: float, budget: float = 0.0
-) -> float:
+def storm_recovery(load: float, capacity: float, stall: float, timeout: float, budget: float = 0.0) -> float:
     """Seconds from the end of a stall until answers come in time again.
 
     budget: retries allowed per request, from 0 for none; each follows its timeout at once.
@@ -436,3 +430,36 @@ def stalled_quantile(q: float, stall: float, duration: float, utilisation: float
     _positive(stall=stall, duration=duration)
     _need(0 <= utilisation < 1, "utilisation", utilisation, "from 0 to below 1")
     return max(0.0, stall - (1 - q) * duration * (1 - utilisation))
+
+
+def most_in_one_bin(balls: int, choices: int = 1) -> float:
+    """Expected most balls in one of as many bins, each ball put into the emptiest of ``choices`` random bins.
+
+    E = sum over k of 1 - exp(-n s_k), where s_k is the share of bins with at least k balls: for one choice the tail of
+    a Poisson distribution with mean 1, for more the solution of ds_k/dt = s_(k-1)^d - s_k^d at t = 1 (Mitzenmacher,
+    2001). It grows as ln n / ln ln n for one choice, as ln ln n / ln d for d of them (Azar et al., 1994).
+    """
+    _count(1, balls=balls, choices=choices)
+    levels, steps = 24, 400
+    share = [1.0, *[0.0] * levels]
+    for _ in range(steps):  # by the midpoint rule
+        slope = [share[k - 1] ** choices - share[k] ** choices for k in range(1, levels + 1)]
+        middle = [1.0, *[max(0.0, share[k + 1] + slope[k] / (2 * steps)) for k in range(levels)]]
+        share = [
+            1.0,
+            *[share[k] + (middle[k - 1] ** choices - middle[k] ** choices) / steps for k in range(1, levels + 1)],
+        ]
+    return sum(-math.expm1(-balls * part) for part in share[1:])
+
+
+def usl_contention(n: Sequence[float], throughput: Sequence[float]) -> float:
+    """The contention a of Amdahl's law, which is the USL without coherence, fitted by least squares to X(n) / X(n[0] = 1).
+
+    0: n times as much with n; 1: nothing gained. From n X(1) / X(n) - 1 = a (n - 1).
+    """
+    _positive(
+        **{f"n[{i}]": value for i, value in enumerate(n)}, **{f"X[{i}]": value for i, value in enumerate(throughput)}
+    )
+    _need(len(n) == len(throughput) > 1 and n[0] == 1, "n", n, "as long as the throughputs, and begin with 1")
+    pairs = [(one - 1, one * throughput[0] / x - 1) for one, x in zip(n, throughput, strict=True)]
+    return sum(t * y for t, y in pairs) / sum(t * t for t, _ in pairs)

@@ -226,9 +226,7 @@ def _draw(rng):
 
 def test_retries_against_every_outcome():
     p, retries = 0.3, 3
-    mean = (
-        sum(n * p ** (n - 1) * (1 - p) for n in range(1, retries + 1)) + (retries + 1) * p**retries
-    )
+    mean = sum(n * p ** (n - 1) * (1 - p) for n in range(1, retries + 1)) + (retries + 1) * p**retries
     assert theory.retry_attempts(p, retries) == pytest.approx(mean)
     assert theory.retry_success(p, retries) == pytest.approx(1 - 0.3**4)
     assert theory.retry_attempts(1, 3, layers=3) == 64
@@ -280,11 +278,7 @@ def test_a_stall_of_the_curriculum_without_retries():
     new_requests_in_time = (70 * 5 - 100 * 1) / (100 - 70)
     assert theory.storm_recovery(70, 100, 5, 1) == pytest.approx(new_requests_in_time + 1)
     assert theory.storm_recovery(70, 100, 1, 1) == theory.storm_recovery(120, 100, 0.5, 1) == 0
-    assert (
-        theory.storm_recovery(100, 100, 5, 1)
-        == theory.storm_recovery(95, 100, 5, 1, 0.1)
-        == math.inf
-    )
+    assert theory.storm_recovery(100, 100, 5, 1) == theory.storm_recovery(95, 100, 5, 1, 0.1) == math.inf
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.1, 0.3])
@@ -311,9 +305,7 @@ def test_a_stall_of_less_than_all_timeouts_may_pass_above_the_boundary():
     assert _storm(load, retries=3, stall=2.0) < 1 < 90 < _storm(load, retries=3, stall=4.1)
 
 
-@pytest.mark.parametrize(
-    ("clients", "width", "bin"), [(200, 1.0, 0.05), (1000, 8.0, 0.1), (60, 3.0, 0.05)]
-)
+@pytest.mark.parametrize(("clients", "width", "bin"), [(200, 1.0, 0.05), (1000, 8.0, 0.1), (60, 3.0, 0.05)])
 def test_jitter_against_draws(clients, width, bin):
     rng, runs, bins = random.Random(4), 400, round(width / bin)
     peaks = []
@@ -523,3 +515,33 @@ def test_every_function_says_its_units_or_source():
     for name, function in inspect.getmembers(theory, inspect.isfunction):
         if not name.startswith("_") and function.__module__ == theory.__name__:
             assert function.__doc__ and function.__annotations__["return"], name
+
+
+@pytest.mark.parametrize(("choices", "expected"), [(1, 4.4), (2, 2.6)])
+def test_the_fullest_of_a_hundred_bins(choices: int, expected: float) -> None:
+    dice = random.Random(10)
+
+    def fullest() -> int:
+        bins = [0] * 100
+        for _ in bins:
+            bins[min(dice.choices(range(100), k=choices), key=bins.__getitem__)] += 1
+        return max(bins)
+
+    seen = sum(fullest() for _ in range(400)) / 400
+    assert theory.most_in_one_bin(100, choices) == pytest.approx(seen, rel=0.05)
+    assert seen == pytest.approx(expected, rel=0.15)
+
+
+def test_with_two_choices_the_fullest_bin_hardly_grows() -> None:
+    one, two = ([theory.most_in_one_bin(n, d) for n in (10, 10_000)] for d in (1, 2))
+    assert one[1] - one[0] > 3 > 2 > two[1] - two[0]
+    with pytest.raises(ValueError, match="balls"):
+        theory.most_in_one_bin(0)
+
+
+@pytest.mark.parametrize("contention", [0.0, 0.1, 1.0])
+def test_the_contention_of_a_curve_is_found_again(contention: float) -> None:
+    curve = [theory.usl_throughput(n, 50.0, contention, 0.0) for n in (1, 2, 4)]
+    assert theory.usl_contention((1, 2, 4), curve) == pytest.approx(contention, abs=1e-12)
+    with pytest.raises(ValueError, match="n must be"):
+        theory.usl_contention((2, 4), (1.0, 2.0))

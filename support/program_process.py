@@ -1,0 +1,74 @@
+"""What runs inside the children of `support.programs`: uvicorn with its workers, and a Dask cluster.
+
+Run as a file: `program_process.py workers OPTIONS` or `program_process.py cluster OPTIONS`, with the
+options as JSON. Both print READY when they serve, and end as any program does, at SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+
+READY = "ready to serve"
+POLL_SECONDS = 0.005
+
+
+def workers(*, app: str, port: int, workers: int, loop: str, graceful_timeout: float | None) -> None:
+    """Serve an application with that many uvicorn workers at one port, until SIGTERM."""
+    from uvicorn import Config, Server
+    from uvicorn.supervisors import Multiprocess
+
+    from support.server_process import listen
+
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    # The course's own listener, not uvicorn's: see `listen` for what TCP_NODELAY has to do with it (uvicorn#3149).
+    config = Config(app, workers=workers, loop=loop, log_config=None, log_level="warning", access_log=False,
+                    proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=graceful_timeout)  # fmt: skip
+
+    class TellingServer(Server):
+        async def startup(self, sockets: list | None = None) -> None:
+            await super().startup(sockets)
+            print(READY, flush=True)
+
+    class TellingSupervisor(Multiprocess):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            signal.signal(signal.SIGTERM, lambda *_: self.should_exit.set())  # at once, not at its next half second
+
+        def init_processes(self) -> None:
+            super().init_processes()
+            if all([_serves(one) for one in self.processes]):
+                print(READY, flush=True)
+
+    with listen(port) as listener:
+        runner = TellingServer(config) if workers == 1 else TellingSupervisor(config, [listener])
+        runner.run([listener]) if workers == 1 else runner.run()
+
+
+def _serves(worker: object) -> bool:
+    """Wait until a worker of uvicorn's supervisor serves; False when it ended instead."""
+    while worker.process.is_alive():
+        if worker.is_ready(timeout=1):
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def cluster(*, port: int, workers: int, folder: str) -> None:
+    """Run a Dask scheduler and its workers, one thread each, until SIGTERM."""
+    from distributed import LocalCluster
+
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    with LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", scheduler_port=port,
+                      dashboard_address="127.0.0.1:0", local_directory=folder, silence_logs=logging.ERROR):  # fmt: skip
+        print(READY, flush=True)
+        over.wait()
+
+
+if __name__ == "__main__":
+    {"workers": workers, "cluster": cluster}[sys.argv[1]](**json.loads(sys.argv[2]))
