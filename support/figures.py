@@ -30,6 +30,7 @@ STYLE = {
     "axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.8, "axes.axisbelow": True,
 }  # fmt: skip
 WIDTH = 8.6  # inches; about 12 cm of readable text on a laptop screen
+LARGE = 200_000  # bytes of a picture
 
 
 def use_style() -> None:
@@ -78,6 +79,11 @@ def png(figure: Figure) -> str:
     figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip), h_pad=0.03)  # type: ignore[union-attr, call-arg]
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
+    if len(buffer.getvalue()) > LARGE:  # a tall sheet of text: with a palette it takes a quarter
+        from PIL import Image
+
+        drawn, buffer = Image.open(buffer), io.BytesIO()
+        drawn.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -180,7 +180,8 @@ def _draw_numbers(axes: Axes, numbers: dict[str, store.Score]) -> None:
         axes.barh(
             row, one.value - 1, left=1, height=0.55, color=figures.NETWORK, edgecolor=figures.RUNNING, linewidth=0.6
         )
-        told = "" if one.predicted is None else f"  (predicted {one.predicted})"
+        predicted = f"{one.predicted:.3g}" if isinstance(one.predicted, float) else one.predicted
+        told = "" if predicted is None else f"  (predicted {predicted})"
         foreseen = one.predicted if isinstance(one.predicted, int | float) and one.predicted > 0 else 1.0
         if foreseen != 1.0:
             axes.plot([foreseen] * 2, [row - 0.4, row + 0.4], color=figures.THEORY, linestyle="--")

@@ -311,3 +311,24 @@ def test_waits_have_erlangs_line_only_where_there_is_one():
     figures.wait_survival(axes, [0.0, 0.02], rate=60, service_time=0.01, servers=1)  # M/M/1: C is the load
     law = axes.get_lines()[1]
     assert law.get_ydata()[0] == pytest.approx(0.6) and law.get_ydata()[-1] == pytest.approx(0.6 * np.exp(-40 * 0.02))
+
+
+def test_a_tall_sheet_of_words_is_stored_with_a_palette(monkeypatch) -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    def drawn(rows: int) -> tuple[str, int]:
+        figure, axes = figures.new_figure(height=0.25 * rows)
+        for row in range(rows):
+            axes.text(0, row, f"a line of words, number {row}, long enough to take some room in a picture" * 2)
+        axes.set_ylim(0, rows)
+        picture = base64.b64decode(figures.png(figure))
+        return Image.open(io.BytesIO(picture)).mode, len(picture)
+
+    (small, _), (tall, before) = drawn(4), drawn(60)
+    assert small == tall == "RGBA"
+    monkeypatch.setattr(figures, "LARGE", before // 2)
+    (small, _), (tall, after) = drawn(4), drawn(60)
+    assert (small, tall) == ("RGBA", "P") and after < before / 2

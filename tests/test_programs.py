@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -256,7 +257,7 @@ def test_job_workers_do_jobs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(worker.pids) == 3
 
     async def main() -> int:
-        import program_jobs
+        program_jobs = importlib.import_module("program_jobs")
 
         await program_jobs.broker.startup()
         task = await program_jobs.add.kiq(40, 2)

@@ -134,3 +134,19 @@ def test_export_stays_beside_the_reader_s_notebooks(tmp_path, monkeypatch) -> No
 def test_export_into_no_folder_names_it(tmp_path) -> None:
     with pytest.raises(NotADirectoryError, match=r"nowhere.*this is no folder; make it, or name another"):
         scoreboard.export(tmp_path / "nowhere")
+
+
+def test_what_a_chapter_measures_can_be_kept_from_run_to_run(tmp_path) -> None:
+    """Chapter 11 is stored with what the chapters before it measured."""
+    import nbformat
+
+    from tests.tools.execute import execute
+
+    def run(name: str, source: str) -> list[str]:
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+        execute(path, progress=tmp_path / "kept")
+        return [output.text for output in nbformat.read(path, as_version=4).cells[0].outputs]
+
+    assert run("one", "from support import score\nscore('01 a number', 2.0)") == []
+    assert run("two", "from support.exercises import scores\nprint(*scores())") == ["01 a number\n"]

@@ -3,10 +3,12 @@
     python -m tests.tools.execute notebooks/01_event_loop.ipynb
     python -m tests.tools.execute notebooks/01_event_loop.ipynb --from chapter.py
     python -m tests.tools.execute notebooks/01_event_loop.ipynb --check
+    python -m tests.tools.execute notebooks/11_your_numbers.ipynb --progress FOLDER
 
 `--from` takes the cells from a script in percent format; a cell that did not change
 keeps its id. `--check` writes nothing: it runs all cells twice in one kernel, and
-compares what they print. A cell that raises without the tag raises-exception, writes
+compares what they print. `--progress` names a folder in which what the chapters measure is
+kept from run to run: chapter 11 draws what those before it left there. A cell that raises without the tag raises-exception, writes
 to stderr, or prints after its end stops the run with a sentence that names it.
 """
 
@@ -63,7 +65,9 @@ class HeldOutputs(OutputWidget):
 class Runner(NotebookClient):
     """Runs the cells of one notebook, and notices what nbclient lets pass."""
 
-    def __init__(self, nb: NotebookNode, folder: Path, seconds: float = CELL_SECONDS) -> None:
+    def __init__(
+        self, nb: NotebookNode, folder: Path, seconds: float = CELL_SECONDS, progress: Path | None = None
+    ) -> None:
         super().__init__(
             nb,
             timeout=seconds,
@@ -74,6 +78,7 @@ class Runner(NotebookClient):
             resources={"metadata": {"path": str(folder)}},
         )
         self.widget_registry = {"@jupyter-widgets/output": {"OutputModel": HeldOutputs}}
+        self.progress = progress
         self.late: list[str] = []
         self._names: dict[str, str] = {}
         self._cell_names = {id(cell): name for name, cell in numbered(nb)}
@@ -102,6 +107,9 @@ class Runner(NotebookClient):
         """
         with tempfile.TemporaryDirectory() as scratch:
             env = environment(Path(scratch))
+            if self.progress:
+                self.progress.mkdir(parents=True, exist_ok=True)
+                env["COURSE_PROGRESS"] = str(self.progress.resolve())
             async with self.async_setup_kernel(env=env, stderr=subprocess.DEVNULL):
                 first: list[Any] = []
                 for number in range(1, passes + 1):
@@ -259,8 +267,12 @@ def write(nb: NotebookNode, path: Path) -> None:
     part.replace(path)
 
 
-def execute(path: Path, script: Path | None = None, seconds: float = CELL_SECONDS) -> None:
+def execute(
+    path: Path, script: Path | None = None, seconds: float = CELL_SECONDS, progress: Path | None = None
+) -> None:
     """Run `path`, its cells taken from `script` if there is one, and store the result.
+
+    What the chapter measures is added to what the folder `progress` keeps, or forgotten.
 
     Raises ChapterError if a cell breaks a rule of running: the file is then unchanged.
     """
@@ -268,7 +280,7 @@ def execute(path: Path, script: Path | None = None, seconds: float = CELL_SECOND
     nb = cells_from_script(script, old) if script else old
     if nb is None:
         raise ChapterError(f"There is no notebook {path}: give its cells with --from.")
-    runner = Runner(nb, path.parent, seconds)
+    runner = Runner(nb, path.parent, seconds, progress)
     asyncio.run(runner.run())
     normalise(nb, runner)
     nbformat.validate(nb)
@@ -288,6 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--from", dest="script", type=Path, help="a script in percent format")
     parser.add_argument("--check", action="store_true", help="run twice, write nothing")
+    parser.add_argument("--progress", type=Path, help="a folder that keeps what chapters measure")
     parser.add_argument("--seconds", type=float, default=CELL_SECONDS, help="limit for a cell")
     chosen = parser.parse_args(arguments)
     try:
@@ -295,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
             check(chosen.notebook, chosen.seconds)
             print(f"{chosen.notebook}: two runs in one kernel show the same.")
             return 0
-        execute(chosen.notebook, chosen.script, chosen.seconds)
+        execute(chosen.notebook, chosen.script, chosen.seconds, chosen.progress)
     except ChapterError as error:
         print(f"{chosen.notebook}: {error}", file=sys.stderr)
         return 1
