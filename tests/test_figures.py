@@ -327,6 +327,7 @@ def test_a_tall_sheet_of_words_is_stored_with_a_palette(monkeypatch) -> None:
         picture = base64.b64decode(figures.png(figure))
         return Image.open(io.BytesIO(picture)).mode, len(picture)
 
+    monkeypatch.setattr(figures, "LARGE", 10**9)
     (small, _), (tall, before) = drawn(4), drawn(60)
     assert small == tall == "RGBA"
     monkeypatch.setattr(figures, "LARGE", before // 2)
