@@ -17,7 +17,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from support import start_postgres, start_upstream
+from support import start_postgres, start_redis, start_upstream
 from tests.tools import execute
 from tests.tools.isolation import ROOT, chapters
 from tests.tools.rules import numbered
@@ -190,7 +190,36 @@ def run_with_database(source: str, folder: Path) -> subprocess.CompletedProcess[
         postgres.stop()
 
 
-RUN = {"04_fastapi": run_with_app, "07_monitoring": run_with_app, "05_connection_pools": run_with_database}
+def run_with_deadline(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script with two seconds and four URLs: a good one, an error, a body of 2 MB, and one that never answers."""
+    (folder / "script.py").write_text(source, encoding="utf-8")
+    server = start_upstream()
+    try:
+        urls = [server.url_for(path) for path in ("/item/1", "/status/503", "/big/2000000", "/stall")]
+        command = [sys.executable, str(folder / "script.py"), "2", *urls]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        server.stop()
+
+
+def run_twice_with_redis(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script twice, as two machines would, with a command that says so; returns the second, with the first's text."""
+    (folder / "script.py").write_text(source, encoding="utf-8")
+    redis = start_redis()
+    try:
+        command = [sys.executable, str(folder / "script.py"), "report", "60", sys.executable, "-c", "print('mailed')"]
+        environment = {**os.environ, "REDIS_URL": redis.url}
+        first, second = (subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60) for _ in "12")
+        return subprocess.CompletedProcess(command, first.returncode or second.returncode, first.stdout + second.stdout,
+                                           first.stderr + second.stderr)  # fmt: skip
+    finally:
+        redis.stop()
+
+
+RUN = {
+    "04_fastapi": run_with_app, "07_monitoring": run_with_app, "05_connection_pools": run_with_database,
+    "09_api_gateway": run_with_deadline, "10_many_processes": run_twice_with_redis,
+}  # fmt: skip
 
 
 WITH_SCRIPTS = [path for path in chapters() if scripts(nbformat.read(path, as_version=4))]
@@ -215,6 +244,15 @@ def test_a_script_to_take_away_runs(path: Path, tmp_path: Path) -> None:
             continue
         if path.stem == "05_connection_pools":
             assert done.stdout == "doing first job\ndoing second job\n"
+            continue
+        if path.stem == "09_api_gateway":
+            told = {line.rsplit("/", 2)[-2]: line.rsplit(maxsplit=1)[0].strip() for line in done.stdout.splitlines()}
+            size = told.pop("item")
+            assert told == {"status": "status 503", "big": "too large", done.stdout.rsplit("/", 2)[-2]: "late"}, done.stdout
+            assert re.fullmatch(r"[1-9]\d* bytes", size), done.stdout
+            continue
+        if path.stem == "10_many_processes":
+            assert done.stdout == "mailed\nanother one has it\n"
             continue
         told = {line.split()[0].split("/", 3)[3]: "failed" in line for line in done.stdout.splitlines()}
         assert told.keys() == {"item/1", "status/503", "big/2000000"}, done.stdout

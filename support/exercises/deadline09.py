@@ -11,7 +11,7 @@ from typing import Any
 
 from .engine import Exercise, three_hints
 from .faults import Calls, cancel_sweep, prove_cancelled
-from .harness import Failed, Prove, observe, plain, prove_clean, tell
+from .harness import NO_ERROR, Failed, Prove, observe, plain, prove_clean, tell
 
 TOLD = "tells each attempt what is left of the budget"
 BUDGET = "attempts, pauses and body together keep to the budget"
@@ -161,6 +161,8 @@ def _prove_reply(prove: Prove, bench: _Bench, lacking: str, status: int, body: b
 async def _well(answer: Any, prove: Prove) -> None:
     pieces = ((0.1, b"one "), (0.2, b"two "), (0.3, b"three"))
     bench = await _bench(answer, prove, [_Act(0.2, 200, pieces)], 5000)
+    if bench.error is not None and not bench.began:
+        prove(NO_ERROR, False, f"Before any attempt it raised {tell(bench.error)}.")
     _prove_reply(prove, bench, ONE_REPLY, 200, b"one two three", "One reply with three pieces")
     times = [round(at, 6) for at, _ in bench.written]
     told = f"Pieces came at 0.3, 0.5 and 0.8 s, and went to the client at {times}: write each before you ask for more."

@@ -161,6 +161,9 @@ async def _refused(
 
 
 async def _good(answer: Any, prove: Prove) -> None:
+    tries = [(world := _World(), await _fetch(answer, world, url)) for url in PAGES]
+    if all(isinstance(got, Exception) and not world.asked and not world.dialled for world, got in tries):
+        prove(NO_ERROR, False, f"For every public page it raised {tell(tries[0][1])}.")
     for url in PAGES:
         world = _World()
         got = await _fetch(answer, world, url)
