@@ -382,7 +382,7 @@ def test_make_is_a_thin_front() -> None:
 
 @POSIX
 def test_ci_runs_make_test_and_ends_with_its_exit_code(tmp_path: Path) -> None:
-    for name, line in {"make": 'echo "$@"; exit 7', "chromium": "", "python3": ""}.items():
+    for name, line in {"make": 'echo "$@"; exit 7', "chromium": "", "haproxy": "", "python3": ""}.items():
         write_program(tmp_path / name, line)
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin"}
     done = subprocess.run(
