@@ -64,8 +64,10 @@ def keep(figure: Figure, chapter: str) -> None:
     for axes, title in zip(figure.axes, titles, strict=True):
         noted = _drawn.pop(axes, [])
         for label, (at, measured, theory) in noted:
-            name = " ".join(f"{title or heading}{f' {label}' if len(noted) > 1 else ''}".split())
-            store.record("compared", f"{chapter} {name}", chapter=chapter, name=name, at=at, measured=measured, theory=theory)  # fmt: skip
+            label = f" {label}" if len(noted) > 1 else ""
+            name = " ".join(f"{title or heading}{label}".split())
+            key = re.sub(r"\d+", "#", title or heading) + label  # a title may count what this run saw
+            store.record("compared", f"{chapter} {key}", chapter=chapter, name=name, at=at, measured=measured, theory=theory)  # fmt: skip
 
 
 # --- Reading ---------------------------------------------------------------------------

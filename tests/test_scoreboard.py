@@ -40,6 +40,18 @@ def test_the_last_run_of_a_comparison_counts_and_others_stay() -> None:
     assert {one.name: one.ratios for one in scoreboard.comparisons()} == {"Does it hold?": [1.5], "And here?": [3.0]}
 
 
+def test_a_title_that_counts_is_the_same_comparison_and_a_label_that_does_is_another() -> None:
+    law("Seen: 15 of 30", [2.0], [1.0])
+    law("Seen: 16 of 30", [3.0], [1.0])
+    figure, axes = figures.new_figure()
+    axes.set(title="Late?")
+    for label in ("hedged at p95", "hedged at p80"):
+        figures.measured_against_theory(axes, [1], [[1.0]], [1.0], formula="f", label=label)
+    figures.show(figure, alt="two laws with a point each")
+    names = [one.name for one in scoreboard.comparisons()]
+    assert names == ["Seen: 16 of 30", "Late? hedged at p95", "Late? hedged at p80"]
+
+
 def test_outside_a_chapter_nothing_is_kept(monkeypatch) -> None:
     monkeypatch.setattr(kernel, "chapter", "")
     law("Does it hold?", [2.0], [1.0])
