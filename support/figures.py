@@ -14,10 +14,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-import numpy as np
-from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
+from .imports import import_whole
+
+import_whole("numpy", "matplotlib.figure")  # every chapter comes by here
+
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.collections import PolyCollection  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

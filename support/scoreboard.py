@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
-from . import figures
+from . import figures  # first: it imports numpy whole
 from .exercises import store
+
+import numpy as np  # isort: skip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,7 +205,7 @@ def _draw_numbers(axes: Axes, numbers: dict[str, store.Score]) -> None:
 
 
 def export(folder: str | Path | None = None) -> list[str]:
-    """Write your_numbers.csv and your_numbers.pdf, and return their names.
+    """Write your_numbers.csv and the sheet, your_numbers.png, and return their names.
 
     folder: where; by default beside the reader's own notebooks. Files of these names are replaced.
     Raises NotADirectoryError for a folder that is none, OSError where it cannot be written.
@@ -221,5 +221,5 @@ def export(folder: str | Path | None = None) -> list[str]:
         writer.writerows(rows())
     drawn = sheet()
     drawn.text(0.995, 0.001, figures.footnote(), ha="right", va="bottom", fontsize=6.5, color="#777777")
-    drawn.savefig(target / "your_numbers.pdf")
-    return ["your_numbers.csv", "your_numbers.pdf"]
+    drawn.savefig(target / "your_numbers.png", dpi=150)  # no PDF: what draws one cannot be interrupted and tried again
+    return ["your_numbers.csv", "your_numbers.png"]

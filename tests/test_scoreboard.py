@@ -120,15 +120,15 @@ def test_the_sheet_names_every_law_number_and_outcome() -> None:
 
 def test_export_writes_every_row_and_the_sheet(tmp_path) -> None:
     law("Does it hold?", [2.0, 3.0], [1.0, 3.0])
-    assert scoreboard.export(tmp_path) == ["your_numbers.csv", "your_numbers.pdf"]
+    assert scoreboard.export(tmp_path) == ["your_numbers.csv", "your_numbers.png"]
     with open(tmp_path / "your_numbers.csv", encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
     assert [(row["at"], row["measured"], row["predicted"]) for row in found] == [
         ("0.0", "2.0", "1.0"),
         ("1.0", "3.0", "3.0"),
     ]
-    assert (tmp_path / "your_numbers.pdf").read_bytes().startswith(b"%PDF")
-    assert scoreboard.export(tmp_path) == ["your_numbers.csv", "your_numbers.pdf"]
+    assert (tmp_path / "your_numbers.png").read_bytes().startswith(b"\x89PNG")
+    assert scoreboard.export(tmp_path) == ["your_numbers.csv", "your_numbers.png"]
 
 
 def test_export_stays_beside_the_reader_s_notebooks(tmp_path, monkeypatch) -> None:
@@ -139,7 +139,7 @@ def test_export_stays_beside_the_reader_s_notebooks(tmp_path, monkeypatch) -> No
     assert sorted(path.name for path in (tmp_path / "my_work").glob("*.*")) == [
         ".progress",
         "your_numbers.csv",
-        "your_numbers.pdf",
+        "your_numbers.png",
     ]
 
 
