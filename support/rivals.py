@@ -20,12 +20,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
 
 from support import rival_process, servers
+from support.repeating import repeats
 from support.servers import ProcessServer, Server, ThreadServer
 
 _HERE = Path(__file__).parent
@@ -143,28 +146,34 @@ def _start(name: str, command: list[str], build: list[str] | None = None) -> Ser
 
 
 async def paired_rates(
-    base: Server, other: Server, paths: tuple[str, str], *, rounds: int, concurrency: int, seconds: float
+    base: Server, other: Server, paths: tuple[str, str], *, concurrency: int, seconds: float, until: float = 0
 ) -> tuple[list[float], float]:
     """Answers per second of `other` over those of `base`, round by round, and the same by CPU time alone.
 
-    Each round asks both, in turning order, after one short round that only warms them up.
+    Each round asks both, in turning order, after one short round that only warms them up. There are three rounds,
+    and then up to twelve, until their median ratio is at least `until`: other programs are in the way of some.
     paths: what `base` and what `other` is asked for. concurrency: requests in flight. seconds: of one measurement.
     Returns the ratio of the rates for each round, and CPU seconds for an answer of `base` over those of `other`.
     Raises RuntimeError when a request fails.
     """
     from support import load
 
-    rates: dict[Server, list[float]] = {base: [], other: []}
-    spent = {base: 0.0, other: 0.0}
-    for number in range(-1, rounds):
-        both = ((base, paths[0]), (other, paths[1]))
-        for server, path in both[:: -1 if number % 2 else 1]:
+    both = [(base, paths[0]), (other, paths[1])]
+
+    async def each(length: float) -> list[tuple[float, float]]:
+        both.reverse()
+        seen = {}
+        for server, path in both:
             before = cpu_seconds(server)
-            length = seconds if number >= 0 else 0.01
             run = await load.closed_loop(server.url + path, concurrency=concurrency, seconds=length)
             if run.failed:
                 raise RuntimeError(f"paired_rates: requests for {path[:60]!r} failed: {dict(run.failed)}.")
-            if number >= 0:
-                rates[server].append(run.rate)
-                spent[server] += (cpu_seconds(server) - before) / run.sent
-    return [rate / first for rate, first in zip(rates[other], rates[base], strict=True)], spent[base] / spent[other]
+            seen[server] = run.rate, (cpu_seconds(server) - before) / run.sent
+        return [seen[base], seen[other]]
+
+    def gains(rounds: list[list[tuple[float, float]]]) -> list[float]:
+        return [rate / first for (first, _), (rate, _) in rounds]
+
+    await each(0.01)
+    rounds = await repeats(partial(each, seconds), lambda rounds: median(gains(rounds)) >= until)
+    return gains(rounds), sum(first for (_, first), _ in rounds) / sum(spent for _, (_, spent) in rounds)

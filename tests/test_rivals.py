@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -36,7 +37,8 @@ async def app(scope, receive, send):
         until = time.process_time() + 0.1
         while time.process_time() < until:
             pass
-    await send({"type": "http.response.start", "status": 200, "headers": []})
+    status = 500 if scope["path"] == "/fail" else 200
+    await send({"type": "http.response.start", "status": status, "headers": []})
     await send({"type": "http.response.body", "body": scope["path"].encode()})
 """
 
@@ -101,6 +103,19 @@ async def app(scope, receive, send):
         process.terminate()
         server._child.wait(10)
         assert (tmp_path / "finished").exists() and not server.alive
+
+
+def test_pairs_of_runs_compare_two_servers_and_name_a_failing_one(folder: Path) -> None:
+    async def compare(paths: tuple[str, str], until: float = 0) -> tuple[list[float], float]:
+        return await rivals.paired_rates(busy, idle, paths, concurrency=1, seconds=0.15, until=until)
+
+    with servers.serve("rival_app:app", name="busy") as busy, servers.serve("rival_app:app", name="idle") as idle:
+        gains, by_cpu = asyncio.run(compare(("/burn", "/hello")))
+        assert len(gains) == 3 and min(gains) > 5 and by_cpu > 5  # 100 ms of CPU time against next to none
+        gains, by_cpu = asyncio.run(compare(("/burn", "/burn"), until=3))
+        assert len(gains) == 12 and max(gains) < 3 and 0.5 < by_cpu < 2
+        with pytest.raises(RuntimeError, match="/fail"):
+            asyncio.run(compare(("/hello", "/fail")))
 
 
 @NODE

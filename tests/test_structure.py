@@ -216,6 +216,8 @@ BROKEN: dict[str, tuple[Callable[[NotebookNode], None], str]] = {
     "no count": (sets("experiment", execution_count=None), "execution count None"),
     "wrong count": (sets("experiment", execution_count=99), "execution count 99"),
     "long": (sets("experiment", source="x = 1\n" * 13), "has 13 lines of code"),
+    "wide": (sets("experiment", source="x = 1\ny = " + "x + " * 34 + "x"), "has a line of 141 characters"),
+    "wide beside a text": (sets("experiment", source=f"x = 1\ny = {'x' * 60!r} + f'{{x}} {'y' * 60}' + {'x + ' * 13}x"), "a line of 143"),
     "short": (sets("exercise", source="x = 1"), "has 1 lines of code"),
     "semicolon": (sets("experiment", source="x = 1\nx;"), "semicolon"),
     "prose": (writes("## Try it\n\n" + "word " * 81), "has 81 words of prose"),

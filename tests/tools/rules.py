@@ -6,8 +6,10 @@ every rule that applies to a notebook; `python -m tests.tools.rules FILE...` pri
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -26,6 +28,7 @@ CODE_LINES = range(2, 13)
 # Kinds of cells whose whole idea is one call, and those that hold a little more.
 MAY_BE_ONE_LINE = {"setup", "predict", "experiment", "figure", "widget", "check", "cleanup"}
 LONGEST_BY_TAG = {"setup": 20, "solution": 30, "exercise": 20}
+CODE_WIDTH, COUNTED_OF_A_TEXT = 140, 40  # characters of a line; of a text in it, however long the text is
 PROSE_WORDS = 60
 CELLS = range(40, 81)
 UNCOMPARED_CELLS = 6
@@ -206,6 +209,28 @@ def code_size(nb: NotebookNode, path: Path) -> Iterator[str]:
             yield f"{name} silences its result with a semicolon: use `_ =`."
 
 
+def widths(source: str) -> list[int]:
+    """How long each line is, when at most COUNTED_OF_A_TEXT characters of each text in quotes count."""
+    found, f_strings = [len(line) for line in source.splitlines()], []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind, start, end = tokenize.tok_name[token.type], token.start, token.end
+        if kind == "FSTRING_START":  # one token for each part, from Python 3.12 on
+            f_strings.append(start)
+        elif kind == "FSTRING_END":
+            start = f_strings.pop()
+        if kind in ("STRING", "FSTRING_END") and start[0] == end[0] and not f_strings:
+            found[start[0] - 1] -= max(0, end[1] - start[1] - COUNTED_OF_A_TEXT)
+    return found
+
+
+def code_width(nb: NotebookNode, path: Path) -> Iterator[str]:
+    for name, cell in numbered(nb):
+        source = cell.source.partition("\n")[2] if module_of(cell.source) else cell.source
+        widest = max(widths(source), default=0)
+        if widest > CODE_WIDTH:
+            yield f"{name} has a line of {widest} characters, long texts shortened: at most {CODE_WIDTH}."
+
+
 def prose_size(nb: NotebookNode, path: Path) -> Iterator[str]:
     for name, cell in numbered(nb, "markdown"):
         words = len(prose_of(cell.source).split())
@@ -265,7 +290,7 @@ def widgets(nb: NotebookNode, path: Path) -> Iterator[str]:
 
 
 CELL_RULES: list[Rule] = [
-    form, one_title, cell_metadata, counts, code_size, prose_size, outputs, nothing_varies,
+    form, one_title, cell_metadata, counts, code_size, code_width, prose_size, outputs, nothing_varies,
     figures, widgets,
 ]  # fmt: skip
 
