@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.service_process import HOST, POLL_SECONDS
 from support.services import stop_all
 
 _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+_starting: dict[str, threading.Lock] = {}  # by the name of a program
 _ERROR = re.compile(r"([\w.]*(Error|Exception|Failure)\b|ERROR: |\[ALERT\])")
 
 
@@ -128,14 +130,15 @@ def launch(kind: type[Program], name: str, what: str, command: list[str], ready:
             "env must hold texts only, such as {'WEB_CONCURRENCY': '2'}.")  # fmt: skip
     if command[0] == sys.executable:  # modules are found where this process finds them
         given = {"PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path)} | given
-    if running_one := services.get(f"program {name}"):
-        running_one.stop()
-    try:
-        started = kind(name, what, command=command, ready=ready, times=times, env=given, files=dict(files or {}))
-    except RuntimeError as error:
-        raise RuntimeError(_in_a_sentence(str(error))) from None
-    services[f"program {name}"] = started
-    at_close("services", stop_all)
+    with _starting.setdefault(name, threading.Lock()):  # a thread may start it still, for a cell that was interrupted
+        if running_one := services.get(f"program {name}"):
+            running_one.stop()
+        try:
+            started = kind(name, what, command=command, ready=ready, times=times, env=given, files=dict(files or {}))
+        except RuntimeError as error:
+            raise RuntimeError(_in_a_sentence(str(error))) from None
+        services[f"program {name}"] = started
+        at_close("services", stop_all)
     return started
 
 
