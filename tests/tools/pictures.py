@@ -13,7 +13,7 @@ import nbformat
 from tests.tools.isolation import NOTEBOOKS
 
 # The picture's file below notebooks/, the chapter, and how the cell begins that draws it.
-PICTURES = {"pictures/one_bad_neighbour.png": ("01_event_loop", "async def download(")}
+PICTURES = {"pictures/one_bad_neighbour.png": ("01_event_loop", "async def ten_downloads(")}
 
 
 def stored(chapter: str, start: str) -> bytes:
