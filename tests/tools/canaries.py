@@ -20,7 +20,8 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABAQAAAAA3bvkkAAAACklEQVR4nGNgAAAAAgABSK+
 OPEN = "from support.kernel import open_chapter\n\nopen_chapter('canary')"
 OPENED = "Chapter canary is open. Its last cell closes it, and reports what was left running.\n"
 SHOW = """from IPython.display import display
-display({{"image/png": "{png}", "text/plain": "{alt}"}}, raw=True, metadata={{"image/png": {{"alt": "{alt}"}}}})
+display({{"image/png": "{png}", "text/plain": "{alt}"}}, raw=True,
+        metadata={{"image/png": {{"alt": "{alt}"}}}})
 display({{"text/html": "<details><summary>The figure in words</summary>{alt}</details>", "text/plain": ""}}, raw=True)"""
 
 
