@@ -136,7 +136,8 @@ def progress() -> None:
                 va="center",
             )
     axes.set_yticks(range(len(chapters)), [f"chapter {chapter:02d}" for chapter in chapters])
-    axes.set(xticks=[], xlim=(0, max(6, len(known))), title="Which exercises have you solved?")
+    widest = max(6, *Counter(exercise.chapter for exercise in known).values())  # boxes in a row
+    axes.set(xticks=[], xlim=(0, widest), title="Which exercises have you solved?")
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
