@@ -266,18 +266,18 @@ def pool_waits(
     *,
     formula: str,
 ) -> float:
-    """Mean waits for a connection against the load, beside what first come, first served makes of the same loans.
+    """Mean waits for a connection against the load, beside those of a pool where none idles while someone waits.
 
     Args:
         axes: two axes.
         simulated: for each load the mean waits, in milliseconds; their median is drawn.
-        real: for each load that was sent its runs: load as it was, mean wait, mean wait by first come, first
-            served; both waits in milliseconds, and above 0. At most three loads.
+        real: for each load that was sent its runs: load as it was, mean wait, mean wait of the same loans if no
+            connection idles while someone waits; both in milliseconds, and above 0. At most three loads.
         law: the mean wait in milliseconds at a load below 1.
         formula: goes into the legend.
 
     Returns:
-        How far the median of wait / first come, first served is from 1, over the real runs.
+        How far the median of the ratio of both waits is from 1, over the real runs.
     """
     left, right = axes
     loads = np.linspace(0.3, 0.97, 100)
@@ -286,9 +286,9 @@ def pool_waits(
     _note(left, "simulated", list(simulated), middle, [law(load) for load in simulated])
     left.plot(list(simulated), middle, "D", color=OTHER, markersize=9, label="simulated")
     for (sent, runs), marker in zip(real.items(), "o^s", strict=False):
-        load, wait, in_turn = np.transpose(runs)
+        load, wait, none_idle = np.transpose(runs)
         left.plot(load, wait, marker, color=MEASURED, label=f"asyncpg, sent for {sent:g}")
-        right.loglog(in_turn, wait, marker, color=MEASURED)
+        right.loglog(none_idle, wait, marker, color=MEASURED)
     every = np.array([run for runs in real.values() for run in runs])
     ends = [every[:, 1:].min() / 2, 2 * every[:, 1:].max()]
     # Not the law of the left panel: what both axes have in common, so neither its style nor its colour.
@@ -297,8 +297,8 @@ def pool_waits(
     left.set(xlim=(0.3, max(1.0, every[:, 0].max()) + 0.05), ylim=(0.1, max(3000, 30 * every[:, 1].max())))
     left.set(xlabel="load rho = lam S/K, as it was", ylabel="mean wait (ms, logarithmic)")
     right.set(
-        title="Does the pool serve in turn?",
-        xlabel="mean wait if served in turn (ms)",
+        title="Does a connection idle while someone waits?",
+        xlabel="mean wait if none idles (ms)",
         ylabel="mean wait in the pool (ms)",
     )
     left.legend(loc="upper left")

@@ -165,7 +165,7 @@ def ladder(axes: Axes, rungs: Mapping[str, Sequence[float]], *, unit: str) -> No
         axes.barh(row, middle, color=NETWORK, edgecolor=RUNNING, linewidth=0.6, height=0.6)
         axes.plot([min(rungs[name]), max(rungs[name])], [row, row], color=RUNNING, linewidth=1.2)
         axes.annotate(
-            f"{middle:.2g} {unit}",
+            f"{float(f'{middle:.2g}'):g} {unit}",
             (max(rungs[name]), row),
             xytext=(6, 0),
             textcoords="offset points",

@@ -90,6 +90,29 @@ async def lag_beside(work: Callable[[], Any], *, beat: float = 0.01, margin: flo
     return beats
 
 
+async def lag_of(
+    work: Callable[[], Awaitable[Any]], *, beat: float = 0.002, margin: float = 0.02
+) -> tuple[float, float, float]:
+    """What it costs this loop to await ``work()``, in milliseconds.
+
+    Args:
+        work: a function without arguments, whose result is awaited. Its exceptions pass.
+        beat, margin: as for ``lag_beside``.
+
+    Returns:
+        The worst lag of a heartbeat; the wall time of the work; the CPU time of this process meanwhile, all its threads.
+    """
+    took: list[float] = []
+
+    async def timed() -> None:
+        start, cpu = time.perf_counter(), time.process_time()
+        await work()
+        took.extend((1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu)))
+
+    beats = await lag_beside(timed, beat=beat, margin=margin)
+    return max(late for _, late in beats), took[0], took[1]
+
+
 @dataclass(frozen=True)
 class Beside:
     """What was seen of a server from outside. Times are in seconds since the watch began.

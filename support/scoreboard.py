@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -133,6 +134,11 @@ def _nothing_yet(axes: Axes, title: str) -> None:
     axes.text(0.01, 0.5, "nothing yet: run a chapter, then this page again", transform=axes.transAxes, va="center")
 
 
+def _short(name: str, longest: int) -> str:
+    """A name that ends with a whole word."""
+    return textwrap.shorten(name, longest, placeholder=" ...")
+
+
 def _draw_guesses(axes: Axes) -> None:
     title, outcomes = "Which of your predictions were right?", store.predicted()
     if not outcomes:
@@ -162,7 +168,8 @@ def _draw_laws(axes: Axes, laws: Sequence[Comparison]) -> None:
         ends = [end for end in (low, high) if end in (1 / WIDEST, WIDEST)]
         axes.plot(ends, [row] * len(ends), "x", color=figures.BLOCKED)
         axes.plot(middle, row, "o", color=figures.MEASURED, markersize=5)
-    axes.set_yticks(range(len(laws)), [f"{_chapter_of(law.chapter)}  {law.name}"[:72] for law in laws], fontsize=8.5)
+    names = [f"{_chapter_of(law.chapter)}  {_short(law.name, 68)}" for law in laws]
+    axes.set_yticks(range(len(laws)), names, fontsize=8.5)
     axes.set_xscale("log")
     ticks = (0.25, 0.5, 0.9, 1.1, 2, 4)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -174,14 +181,15 @@ def _draw_laws(axes: Axes, laws: Sequence[Comparison]) -> None:
 
 
 def _draw_numbers(axes: Axes, numbers: dict[str, store.Score]) -> None:
-    title = "What did your machine gain and lose?"
-    kept = sorted((key, one) for key, one in numbers.items() if one.value > 0)
+    title = "Which numbers did the chapters keep?"
+    kept = sorted(numbers.items())
     if not kept:
         return _nothing_yet(axes, title)
     for row, (_, one) in enumerate(kept):
-        axes.barh(
-            row, one.value - 1, left=1, height=0.55, color=figures.NETWORK, edgecolor=figures.RUNNING, linewidth=0.6
-        )
+        if one.value > 0:  # a logarithmic axis has no 0: that number is only written
+            axes.barh(
+                row, one.value - 1, left=1, height=0.55, color=figures.NETWORK, edgecolor=figures.RUNNING, linewidth=0.6
+            )
         predicted = f"{one.predicted:.3g}" if isinstance(one.predicted, float) else one.predicted
         told = "" if predicted is None else f"  (predicted {predicted})"
         foreseen = one.predicted if isinstance(one.predicted, int | float) and one.predicted > 0 else 1.0
@@ -190,12 +198,12 @@ def _draw_numbers(axes: Axes, numbers: dict[str, store.Score]) -> None:
         value = f"{one.value:.2g}" if one.value < 10 else f"{one.value:,.0f}"
         axes.annotate(f"{value} {one.unit}{told}", (max(1.0, one.value, foreseen), row), xytext=(6, 0),
                       textcoords="offset points", va="center", fontsize=8.5)  # fmt: skip
-    values = [one.value for _, one in kept]
-    axes.set_yticks(range(len(kept)), [key[:64] for key, _ in kept], fontsize=8.5)
+    values = [one.value for _, one in kept if one.value > 0]
+    axes.set_yticks(range(len(kept)), [_short(key, 64) for key, _ in kept], fontsize=8.5)
     axes.set(
         title=title,
         xscale="log",
-        xlim=(min(0.5, *values) / 1.2, 5000 * max(2.0, *values)),
+        xlim=(min([0.5, *values]) / 1.2, 5000 * max([2.0, *values])),
         ylim=(len(kept) - 0.4, -0.6),
     )
     axes.set_xlabel("the number in its own unit (logarithmic); dashed: predicted")

@@ -30,13 +30,13 @@ class Steady:
     """What came of the requests so far. Times are seconds since the load began.
 
     answered: when each request was due that was answered with a status below 400.
-    failed: when each of the others failed, and why: a status such as "503", or the name of an exception.
+    failed: when each of the others was due, when it failed, and why: a status such as "503", or the name of an exception.
     marks: what `mark` noted, and when.
     """
 
     def __init__(self) -> None:
         self.answered: list[float] = []
-        self.failed: list[tuple[float, str]] = []
+        self.failed: list[tuple[float, float, str]] = []
         self.marks: list[tuple[float, str]] = []
         self._began = time.monotonic()
 
@@ -48,7 +48,7 @@ class Steady:
     @property
     def reasons(self) -> Counter[str]:
         """How many failed, by reason."""
-        return Counter(reason for _, reason in self.failed)
+        return Counter(reason for *_, reason in self.failed)
 
     def mark(self, label: str) -> None:
         """Note that something happens now, for the figure."""
@@ -57,19 +57,24 @@ class Steady:
     def failed_after(self, mark: int) -> Counter[str]:
         """How many failed, by reason, from that mark on, counted from 0, until the next one."""
         ends = [at for at, _ in self.marks[mark + 1 : mark + 2]] or [float("inf")]
-        return Counter(reason for at, reason in self.failed if self.marks[mark][0] <= at < ends[0])
+        return Counter(reason for _, at, reason in self.failed if self.marks[mark][0] <= at < ends[0])
 
     def plot(self, axes: Axes, title: str, *, bin: float = 0.1, top: float | None = None) -> None:
-        """Draw the requests answered and failed in each `bin` seconds, and the marks. top: the end of the y axis."""
-        end = max([*self.answered, *(at for at, _ in self.failed), bin])
+        """Draw the requests that were due in each `bin` seconds, answered or failed, and the marks.
+
+        top: the end of the y axis. A request that was in flight at a mark was due before it.
+        """
+        failed = [due for due, *_ in self.failed]
+        end = max([*self.answered, *failed, *(at for at, _ in self.marks), bin])
         axes.hist(
-            [self.answered, [at for at, _ in self.failed]], np.arange(0, end + bin, bin), stacked=True,
+            [self.answered, failed], np.arange(0, end + bin, bin), stacked=True,
             color=[figures.NETWORK, figures.BLOCKED], hatch=["", "///"], label=["answered", "failed"])  # fmt: skip
         top = top or 2 * axes.get_ylim()[1]
         for at, label in self.marks:
             axes.plot([at, at], [0, 0.8 * top], color=figures.RUNNING, linestyle=":")
             axes.annotate(f" {label}", (at, 0.75 * top), fontsize=9)
-        axes.set(title=title, xlabel="seconds", ylabel=f"requests in {bin:g} s", xlim=(0, end), ylim=(0, top))
+        axes.set(title=title, xlim=(0, end), ylim=(0, top))
+        axes.set(xlabel="when the request was due (s)", ylabel=f"requests in {bin:g} s")
         axes.legend(loc="upper left", ncols=2)
 
 
@@ -106,7 +111,7 @@ async def _send(
             reason = str(answer.status) if answer.status >= 400 else ""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = type(error).__name__
-        seen.failed.append((seen.now, reason)) if reason else seen.answered.append(due)
+        seen.failed.append((due, seen.now, reason)) if reason else seen.answered.append(due)
         first.set()
 
     connector = aiohttp.TCPConnector(limit=0)

@@ -75,14 +75,17 @@ class LagProbe(_Started):
     Args:
         period: seconds between two beats.
         keep: beats to remember; ``max`` and ``count`` are of all.
+        on_beat: called on the loop with the seconds that each beat was late, such as the observe of a histogram.
 
     Raises:
         ValueError: ``period`` or ``keep`` is not positive.
     """
 
-    def __init__(self, period: float = 0.02, *, keep: int = 3000) -> None:
+    def __init__(
+        self, period: float = 0.02, *, keep: int = 3000, on_beat: Callable[[float], object] | None = None
+    ) -> None:
         super().__init__("period", period, keep)
-        self.period = float(period)
+        self.period, self._on_beat = float(period), on_beat
         self.beats: deque[tuple[float, float]] = deque(maxlen=keep)  # loop time at which it was due, seconds late
         self.max, self.count = 0.0, 0
 
@@ -107,10 +110,14 @@ class LagProbe(_Started):
         self.beats.append((self._due, late))
         self.max, self.count = max(self.max, late), self.count + 1
         self._due += self.period * (1 + late // self.period)
+        if self._on_beat is not None:
+            self._on_beat(late)
 
     def _beat(self, loop: Any) -> None:
-        self._note(loop.time())
-        self._timer = loop.call_at(self._due, self._beat, loop)
+        try:
+            self._note(loop.time())
+        finally:  # an error of on_beat goes to the loop's exception handler, and the beats go on
+            self._timer = loop.call_at(self._due, self._beat, loop)
 
 
 class Place(NamedTuple):
@@ -234,15 +241,19 @@ class Watchdog(_Started):
         suspect: _Suspect | None = None
         looked, computed, collected = time.perf_counter(), clock(), self._collected
         while not self._running.acquire(timeout=self.period) and not loop.is_closed():
-            now, cpu, gone, self.used = time.perf_counter(), clock(), self._collected, time.thread_time()
+            began, gone = self._collecting, self._collected  # before the clock: a pause after it must not count as work
+            now, cpu, self.used = time.perf_counter(), clock(), time.thread_time()
+            gone += max(0.0, now - began)  # in a block that makes objects, most looks find the collector at work
             late, used, paused = now - looked - self.period, cpu - computed, gone - collected
             looked, computed, collected = now, cpu, gone
             frame = sys._current_frames().get(thread)
+            if frame is not None and frame.f_code is Watchdog._on_gc.__code__:
+                frame = frame.f_back  # where the collector was called from
             is_idle = frame is None or not loop.is_running() or self._idles_in(frame.f_code)
             if suspect is not None and (is_idle or suspect.answered <= now):
                 self._judge(loop, suspect, native, is_over=True)
                 suspect = None
-            if is_idle or self._collecting <= now:
+            if frame is None or is_idle:
                 continue
             if suspect is None:
                 hidden = max(0.0, min(late, used) - paused)  # so long it computed and kept the interpreter lock
@@ -266,7 +277,9 @@ class Watchdog(_Started):
         now, queued = min(time.perf_counter(), suspect.answered), _queued(native)
         if queued is not None and suspect.queued is not None:
             suspect.starved = queued - suspect.queued
-        held = now - suspect.since - (self._collected - suspect.collected) - suspect.starved
+        began, collected = self._collecting, self._collected
+        collected += max(0.0, now - began) - suspect.collected
+        held = now - suspect.since - collected - suspect.starved
         if held > self.threshold and suspect.block is None:
             suspect.block = Block(now, held, suspect.places)
             self.blocks.append(suspect.block)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 
 from support import servers, simulate
 from support.gateway import Gateway, Reply, Settings, UnknownService, UpstreamFailed, create_app
@@ -183,6 +185,15 @@ def test_retries_help_within_the_deadline_and_only_before_the_first_byte() -> No
     assert once(off(retries=1, attempt=0.2, deadline=1.0), stuck)[0].status == 200
 
 
+def test_an_attempt_says_how_long_it_may_take_itself() -> None:
+    for deadline, attempt, said in ((1.0, 0.2, 0.2), (0.1, 0.2, 0.09), (None, 0.2, 0.2), (1.0, None, 0.98)):
+        once(off(attempt=attempt, deadline=deadline), fake := Fake(), "stock")
+        assert fake.left == [pytest.approx(said)]
+    stuck = Fake(stock=lambda n: 9.0 if n < 3 else 0.05)
+    once(off(attempt=0.4, retries=2, retry_wait=1e-6, deadline=1.0), stuck, "stock")
+    assert stuck.left == [pytest.approx(0.4), pytest.approx(0.4), pytest.approx(0.18, abs=1e-4)]
+
+
 def test_the_retry_budget_holds_hedges_and_retries_together() -> None:
     async def scenario(gateway: Gateway) -> None:
         for _ in range(300):
@@ -296,6 +307,33 @@ def test_what_belongs_to_one_user_is_neither_kept_nor_shared() -> None:
     assert fake.calls["users"] == 5
 
 
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize(
+    ("said", "calls"),
+    [
+        ([], 1),
+        (["public, max-age=0"], 1),  # how long is the operator's to say
+        (["x-private-label=1"], 1),
+        (["no-store"], 5),
+        (["max-age=60, Private"], 5),
+        (['public, no-cache="set-cookie"'], 5),
+        (["max-age=60", "no-store"], 5),
+    ],
+)
+def test_what_an_upstream_marks_as_not_for_others_is_neither_kept_nor_shared(
+    said: list[str], calls: int, status: int
+) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        await asyncio.gather(*[gateway.aggregate(["stock"]) for _ in range(3)])
+        assert now() <= 0.03  # who has waited for an answer that is not theirs asks at once, and not one by one
+        for _ in range(2):
+            await gateway.aggregate(["stock"])
+
+    headers = CIMultiDict((("cache-control"), one) for one in said)
+    run(off(cache=1.0, deadline=1.0), fake := Fake(stock=lambda _: Reply(status, headers, b"{}")), scenario)
+    assert fake.calls["stock"] == calls
+
+
 def test_a_follower_outlives_the_shorter_deadline_of_the_leader() -> None:
     async def scenario(gateway: Gateway) -> Any:
         leader = asyncio.create_task(gateway.aggregate(["stock"], 0.1))
@@ -333,6 +371,7 @@ def test_the_rate_limit_is_the_tenants() -> None:
         ({"upstreams": {"a": "ftp://x"}}, "ftp://x"),
         ({"upstreams": {"a": "http://u:p@x"}}, "u:p@x"),
         ({"upstreams": {"a": "http://x:99999"}}, "99999"),
+        ({"upstreams": {"a": "http://x/y?key=1"}}, "query"),
         ({"upstreams": "http://x"}, "upstreams"),
         ({"deadline": -1}, "deadline"),
         ({"deadline": float("nan")}, "deadline"),
@@ -467,8 +506,10 @@ def test_live_proxy_passes_on_what_is_asked_and_nothing_beside(gateway: servers.
 
 
 @pytest.mark.parametrize(
-    "path", ["%2e%2e/stats", "item/%2e%2e/%2e%2e/stats", "..%2fstats", "item%5c..%5cx", "a%00b", "./x"]
-)
+    "path",
+    ["%2e%2e/stats", "item/%2e%2e/%2e%2e/stats", "..%2fstats", "item%5c..%5cx", "a%00b", "./x", "..;/stats",
+     "x/..%3Ba=1/stats", "%2e%2e;/stats", ".;/x"],
+)  # fmt: skip
 def test_live_proxy_stays_below_the_upstreams_own_path(
     gateway: servers.Server, upstream: servers.Upstream, path: str
 ) -> None:
@@ -541,6 +582,33 @@ def test_what_the_client_says_of_itself_stays_outside_and_the_deadline_goes_on()
     assert b"range" not in seen["/aggregated"]
 
 
+def test_upstreams_at_one_address_cannot_take_each_others_connections(upstream: servers.Upstream) -> None:
+    paths = {"hung": "/stall", "stuck": "/stall", "well": "/item/1"}
+    registry = {name: upstream.url + path for name, path in paths.items()}
+    settings = Settings.naive(
+        registry, shared_client=True, bulkhead=2, deadline=4.0, connections_per_host=4, connections=4
+    )
+    with servers.serve(create_app(settings), in_process=True, name="gateway with a shared address") as server:
+
+        async def main() -> int:
+            async with aiohttp.ClientSession() as session:
+                held = [
+                    asyncio.create_task(session.get(f"{server.url}/aggregate?services={name}"))
+                    for name in ("hung", "stuck") * 2
+                ]
+                async with asyncio.timeout(3.5):
+                    while upstream.stats()["in_flight"] < 4:
+                        await asyncio.sleep(0.01)
+                async with session.get(f"{server.url}/aggregate?services=well&deadline=3") as answer:
+                    status = answer.status
+                for one in held:
+                    one.cancel()
+                await asyncio.gather(*held, return_exceptions=True)
+                return status
+
+        assert asyncio.run(main()) == 200
+
+
 def test_public_only_connects_to_no_private_address(upstream: servers.Upstream) -> None:
     settings = Settings(upstreams={"here": upstream.url, "name": f"http://localhost:{upstream.port}"}, public_only=True)
     with servers.serve(create_app(settings), in_process=True, name="gateway to the public") as server:
@@ -553,12 +621,14 @@ def test_public_only_connects_to_no_private_address(upstream: servers.Upstream) 
 def test_the_access_log_is_json_and_off_by_default(
     upstream: servers.Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "gateway.access")
+    access = logging.getLogger("gateway.access")
+    before = access.level, list(access.handlers)
     for wanted in (False, True):
         settings = Settings(upstreams={"item": f"{upstream.url}/item/1"}, access_log=wanted)
         with servers.serve(create_app(settings), in_process=True, name="gateway with a log") as server:
             get(f"{server.url}/aggregate?services=item", headers={"x-request-id": "abc"})
             get(f"{server.url}/a%0Ab")
+    assert (access.level, access.handlers) == before  # it is left as it was
     lines = [json.loads(record.message) for record in caplog.records if record.name == "gateway.access"]
     assert [(line["route"], line["status"]) for line in lines] == [("/aggregate", 200), ("unmatched", 404)]
     assert lines[0]["id"] == "abc" and lines[1]["path"] == "/a\nb" and "\n" not in caplog.messages[-1]
@@ -624,6 +694,29 @@ def test_uvicorn_runs_it_as_it_stands_and_sigterm_drains_it(upstream: servers.Up
     finally:
         child.kill()
         child.wait()
+
+
+def test_uvicorn_shows_the_access_log_without_any_setting_up() -> None:
+    port = free_port()
+    child = start_uvicorn(port, GATEWAY_UPSTREAMS='{"a": "http://127.0.0.1:9"}', GATEWAY_ACCESS_LOG="true")
+
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(aiohttp.ClientConnectorError):
+                    async with session.get(f"http://127.0.0.1:{port}/health", headers={"x-request-id": "seen"}):
+                        return
+                await asyncio.sleep(0.02)
+
+    try:
+        asyncio.run(main())
+        child.terminate()
+        log, _ = child.communicate(timeout=20)
+    finally:
+        child.kill()
+        child.wait()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert [(line["id"], line["route"], line["status"]) for line in lines] == [("seen", "/health", 200)]
 
 
 def test_uvicorn_without_settings_says_what_is_missing() -> None:

@@ -13,7 +13,7 @@ import trustme
 from aiohttp import web
 
 from support import hostile, start_upstream
-from support.gateway.guard import Blocked, Guard, is_public, normal_host
+from support.gateway.guard import Blocked, Guard, is_internal, is_public, normal_host
 
 SECRET = "for this network only"
 
@@ -233,6 +233,21 @@ def test_what_is_a_public_address_is_open(address: str) -> None:
     found = asyncio.run(guard_of({"a.test"}, a_test=[address, "1.1.1.1"]).checked("https://A.test./x?y=1#z"))
     assert (found.scheme, found.host, found.port, found.path) == ("https", "a.test", 443, "/x?y=1")
     assert found.addresses == (address, "1.1.1.1")
+
+
+def test_a_host_is_internal_by_its_spelling() -> None:
+    for host in ("10.0.0.1", "[::1]", "::1", "127.1", "0x7f000001", "localhost", "LOCALHOST.", "admin", "db.internal",
+                 "a.svc.cluster.local", "x.lan", "a..b", "-a.de", ""):  # fmt: skip
+        assert is_internal(host), host
+    for host in (
+        "example.com",
+        "EXAMPLE.com.",
+        "bücher.example.com",
+        "8.8.8.8",
+        "2606:4700::1111",
+        "local.example.com",
+    ):
+        assert not is_internal(host), host
 
 
 def test_it_opens_nothing_that_the_standard_library_calls_private() -> None:

@@ -56,6 +56,27 @@ def test_a_heartbeat_ends_when_the_work_fails():
     assert asyncio.run(main()) == 1
 
 
+def test_work_on_the_loop_makes_it_late_and_sleep_costs_no_processor_time():
+    async def spins() -> None:
+        while time.process_time() < end:
+            pass
+
+    end = time.process_time() + 0.2
+    lag, wall, cpu = asyncio.run(probes.lag_of(spins))
+    assert cpu > 150
+    assert wall > 0.9 * cpu
+    assert lag > 0.5 * cpu
+    lag, wall, cpu = asyncio.run(probes.lag_of(lambda: asyncio.sleep(0.3)))
+    assert wall > 290
+    assert cpu < 150
+
+    async def fails() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        asyncio.run(probes.lag_of(fails))
+
+
 def test_the_processor_seconds_of_other_processes_are_theirs_alone():
     spin = "import sys, time; print(flush=True)\nwhile time.process_time() < 0.4: pass\nprint(flush=True); sys.stdin.read()"
     both = [

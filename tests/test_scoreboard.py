@@ -118,6 +118,15 @@ def test_the_sheet_names_every_law_number_and_outcome() -> None:
     assert "nothing yet" not in text
 
 
+def test_a_zero_is_on_the_sheet_without_a_bar_and_a_name_ends_with_a_word() -> None:
+    score("10 payments lost or doubled", 0, "payments", predicted=0)
+    assert "0 payments  (predicted 0)" in words(scoreboard.sheet())
+    score("10 a name of many words " + "that goes on " * 6, 2, "times")
+    figure = scoreboard.sheet()
+    assert "0 payments" in words(figure) and "that goes ..." in words(figure)
+    assert len(figure.axes[2].patches) == 1
+
+
 def test_export_writes_every_row_and_the_sheet(tmp_path) -> None:
     law("Does it hold?", [2.0, 3.0], [1.0, 3.0])
     assert scoreboard.export(tmp_path) == ["your_numbers.csv", "your_numbers.png"]

@@ -62,7 +62,8 @@ def test_failures_are_counted_by_reason_and_by_mark(url: str) -> None:
     assert set(seen.reasons) <= {"TimeoutError", "ServerTimeoutError", "ConnectionTimeoutError"} and seen.failed
 
     told = Steady()
-    told.failed, told.marks = [(0.1, "500"), (1.0, "500"), (1.5, "503"), (2.0, "503")], [(1.0, "a"), (2.0, "b")]
+    told.failed = [(0.0, 0.1, "500"), (0.8, 1.0, "500"), (1.5, 1.5, "503"), (1.8, 2.0, "503")]
+    told.marks = [(1.0, "a"), (2.0, "b")]  # what counts is when it failed
     assert told.failed_after(0) == {"500": 1, "503": 1} and told.failed_after(1) == {"503": 1}
 
 
@@ -75,10 +76,11 @@ def test_those_under_way_are_waited_for_also_after_an_interrupt(url: str) -> Non
 
 def test_the_figure_holds_every_request_and_every_mark() -> None:
     seen = Steady()
-    seen.answered, seen.failed, seen.marks = [0.0, 0.1, 0.55, 0.9], [(0.5, "503")], [(0.45, "replica 1")]
+    seen.answered, seen.failed, seen.marks = [0.0, 0.1, 0.55, 0.9], [(0.32, 0.5, "503")], [(0.45, "replica 1")]
     axes = Figure().subplots()
     seen.plot(axes, "Who fails?")
     heights = [patch.get_height() for group in axes.containers for patch in group]
+    assert [patch.get_x() for patch in axes.containers[1] if patch.get_height()] == [pytest.approx(0.3)]  # when due
     assert sum(heights) == 5 and "Who fails?" in (axes.get_title(), axes.get_title(loc="left"))
     assert [text.get_text().strip() for text in axes.texts] == ["replica 1"]
 

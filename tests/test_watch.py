@@ -78,6 +78,25 @@ def test_a_probe_sees_a_block_right_before_its_end_and_remembers_a_bounded_numbe
     assert (len(probe.beats), probe.count) == (3, 51)
 
 
+def test_a_probe_tells_each_beat_and_goes_on_after_an_error_of_who_is_told():
+    async def main() -> tuple[list[float], list[object]]:
+        told, errors = [], []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+
+        def tell(late: float) -> None:
+            told.append(round(late, 3))
+            if late:
+                raise KeyError("planted")
+
+        async with LagProbe(0.02, on_beat=tell):
+            await asyncio.sleep(0.05)
+            occupy_loop(0.1)
+            await asyncio.sleep(0.035)
+        return told, [type(error) for error in errors]
+
+    assert simulate(main) == ([0, 0, 0.09, 0, 0], [KeyError])
+
+
 def test_a_probe_on_a_real_loop_reads_at_least_the_block_less_one_period():
     async def main() -> LagProbe:
         async with LagProbe(0.01) as probe:
@@ -125,6 +144,35 @@ def test_names_the_block_before_it_ends():
     assert while_it_lasts and dog.count == 1
     assert dog.blocks[0].place.function.endswith("main")
     assert dog.blocks[0].place.library == "threading.Condition.wait"
+
+
+def test_collections_within_a_block_do_not_hide_it():
+    """Code that makes objects makes the collector run, again and again, for a moment each."""
+
+    def makes_objects(dog: Watchdog) -> None:
+        rows, end = [], time.thread_time() + 1.0
+        while not dog.count and time.thread_time() < end:
+            rows.append({"a": [1]})
+            if len(rows) > 10_000:
+                rows.clear()
+
+    async def main():
+        keep = [[] for _ in range(300_000)]  # each full collection looks through them: most looks find it at work
+        async with Watchdog(0.05) as dog:
+            await asyncio.sleep(0.03)
+            makes_objects(dog)
+            await asyncio.sleep(0.03)
+        assert len(keep) == 300_000
+        return dog
+
+    gc.collect()
+    gc.freeze()  # what the other tests have left is not looked through
+    try:
+        dog = run(main)
+    finally:
+        gc.unfreeze()
+    assert dog.count == 1, (list(dog.blocks), dog.pauses)
+    assert dog.blocks[0].place.function.endswith("makes_objects") and not dog.blocks[0].place.library
 
 
 def test_names_a_call_that_keeps_the_interpreter_lock():

@@ -316,6 +316,7 @@ def _check_gather_once(answer: Any, prove: Prove, seconds: list[float], values: 
 
 # --- 1.3 find the blocker ------------------------------------------------------------------------
 
+THROWS = "throws into a handler what is thrown at it"
 # What a handler does, in milliseconds: h30 holds the loop, w20 waits in an await.
 _INNOCENT = ["w300", "h30 w20 " * 6, "h20", "", "w200 h30 w200", "w60", "h30 w50 h30"]
 _BLOCKERS = ["h{} w10", "w100 h{} w100", "w50 h{}", "h{}", "h20 w10 h{} w20 h20"]
@@ -336,6 +337,37 @@ def _handler(steps: str, started: list[str], name: str) -> Callable[[], Any]:
                 await asyncio.sleep(seconds)
 
     return handler
+
+
+def _impatient(gave_up: list[str], name: str) -> Callable[[], Any]:
+    async def handler() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await asyncio.sleep(5)
+        gave_up.append(name)
+        if name == "health":
+            occupy_loop(0.08)
+
+    return handler
+
+
+def _check_timeouts(answer: Any, prove: Prove) -> None:
+    """What is thrown in at an await, as a timeout does, is for the handler to deal with."""
+    gave_up: list[str] = []
+    names = ("fast_ping", "health", "load_user")
+    run = observe(answer, {name: _impatient(gave_up, name) for name in names})
+    told = (
+        "A handler with a timeout of its own never saw it: what is thrown in at your yield "
+        "goes on to the handler, with coro.throw(error)."
+    )
+    deaf = run.was_cancelled or (run.error is None and sorted(gave_up) != sorted(names))
+    prove(THROWS, not deaf, told)
+    found = set(run.result())
+    told = "health gives up a wait by a timeout, then holds the loop for 80 ms: it was missed."
+    prove("finds every blocker", "health" in found, told)
+    told = "fast_ping gives up a wait by a timeout, and holds nobody up: it was accused."
+    prove("accuses nobody else", found == {"health"}, told)
+    prove_clean(prove, run)
 
 
 def _check_blockers(answer: Any, prove: Prove) -> None:
@@ -363,6 +395,7 @@ def _check_blockers(answer: Any, prove: Prove) -> None:
         told = f"It accused {accused[0]}, which {_tell_steps(does[accused[0]])}." if accused else ""
         prove("accuses nobody else", not accused, told)
         prove_clean(prove, run)
+    _check_timeouts(answer, prove)
     prove(
         "returns a set of names",
         not observe(answer, {}).result(),
@@ -573,7 +606,7 @@ EXERCISES = [
 
         An object with __await__ can do it: while True: start = loop.time(); waiting_for =
         coro.send(None); note loop.time() - start; then yield waiting_for. StopIteration ends the
-        last step, which counts too.
+        last step, which counts too. What is thrown in at your yield goes on with coro.throw.
         """),
         _check_blockers,
     ),

@@ -438,7 +438,7 @@ EXERCISES = [
 
         async with self.lock: while (wait := self.next_free - loop.time()) > 0: await asyncio.sleep(wait).
         Then self.next_free = max(self.next_free, loop.time() - (burst - 1) / rate) + 1 / rate: idle time is worth
-        no more than burst - 1 permits in the past.
+        no more than burst - 1 permits in the past. At first next_free is -math.inf: a new limiter is full.
         """),
         check_rate,
     ),

@@ -285,6 +285,7 @@ async def _cancelled(answer: Any, prove: Prove, busy: int, canceller: Canceller)
 FINISH = "50 tasks finish on a pool of 5"
 DEPTH = "one connection per task at a time"
 SNAPSHOT = "all reads in one transaction"
+ONE_STATE = "all reads see one state of the data"
 OUTSIDE = "holds no connection while it waits for others"
 READS = ("order", "items", "prices")
 FIRST, LOOKUP = 2, 1.0  # the first order has items; the seconds of an audit
@@ -356,6 +357,9 @@ def _check_no_nesting(answer: Any, prove: Prove) -> None:
             told = (f"It read {outside[0]} outside a transaction." if outside else
                     f"Its reads took {sessions} connection{'s' * (sessions > 1)} and {_transactions(pool)} transactions: the order can change in between.")  # fmt: skip
             prove(SNAPSHOT, not outside and sessions == 1 and _transactions(pool) == 1, told)
+            levels = {level for connection in pool.history for level in connection.levels}
+            told = "At READ COMMITTED, the default, each query sees what was committed when it began."
+            prove(ONE_STATE, levels <= {"repeatable_read", "serializable"}, told)
             read = sorted(name for name, _ in shop.read)
             prove("three queries for one order", read == sorted(READS), f"It sent the queries {', '.join(read)}.")
             told = f"While it waited {LOOKUP:g} s for the audit, it held a connection: give it back first."
@@ -519,8 +523,8 @@ EXERCISES = [
 
             Acquire once, at the top, and pass the connection down. The audit needs none.
 
-            async with pool.acquire() as connection, connection.transaction(): the three reads; and after
-            that block, await shop.audit(number).
+            async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+            the three reads; and after that block, await shop.audit(number).
         """),
         _check_no_nesting,
     ),

@@ -51,6 +51,7 @@ NAMES = {
     "rebind.test": [[OPEN], ["127.0.0.1"]],
     "rebind.later.test": [[OPEN], [OTHER], [METADATA]],
     "back.test": [["127.0.0.1"], [OPEN]],
+    "empty.test": [[]],
 }
 PAGES = (
     "http://shop.test/item/1", "https://SHOP.test/item/2?next=http://127.0.0.1/&mail=a@b", "http://shop.test:80/item/3",
@@ -105,7 +106,10 @@ class _World:
         try:
             ipaddress.ip_address(address)
         except ValueError:
-            self.by_name, address = True, self._look_up(address)[0]
+            found = self._look_up(address)
+            if not found:
+                raise OSError("no such name") from None
+            self.by_name, address = True, found[0]
         self.dialled.append((address, port, url))
         location = self.redirects.get(url)
         return Reply(302 if location else 200, location, f"the page at {urlsplit(url).path}")
@@ -196,7 +200,8 @@ async def _strict(answer: Any, prove: Prove) -> None:
         "shop.test",
     ):
         await _refused(answer, prove, url, SCHEME)
-    for url in ("http://shop.test:22/", "http://shop.test:6379/", "https://shop.test:8443/", f"http://{OPEN}:25/"):
+    odd = ("http://shop.test:22/", "http://shop.test:6379/", "https://shop.test:8443/", f"http://{OPEN}:25/")
+    for url in (*odd, "http://shop.test:0/", "https://shop.test:0/"):
         await _refused(answer, prove, url, PORTS)
     for url in ("http://admin:secret@shop.test/", "http://localhost@shop.test/"):
         await _refused(answer, prove, url, USER)
@@ -228,6 +233,7 @@ async def _names(answer: Any, prove: Prove) -> None:
         "In the first fetch rebind.test was public, in the second one private, and it connected: verdicts do not keep."
     )
     prove(ANEW, not world.inside and len(world.dialled) == before, told)
+    await _refused(answer, prove, "http://empty.test/", EVERY)
 
 
 async def _hops(answer: Any, prove: Prove) -> None:
@@ -247,10 +253,12 @@ async def _hops(answer: Any, prove: Prove) -> None:
     hostile = [
         *HOSTILE,
         "http://shop.test:22/",
+        "http://shop.test:0/",
         "ftp://shop.test/",
         "file:///etc/passwd",
         "http://a@shop.test/",
         "http://second.test/",
+        "http://empty.test/",
     ]
     for location in hostile:
         if location.isascii() and "\t" not in location:  # a header has no others
@@ -316,9 +324,9 @@ EXERCISES = [
         to one of those. If the reply has a location, urljoin it to the URL, and go round again. After
         six rounds, give up.
 
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme). Refuse unless port is one of
-        the two and "@" is not in parts.netloc. addresses = await resolve(parts.hostname); refuse unless
-        all(map(is_public, addresses)); reply = await connect(addresses[0], port, url).
+        port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port. Refuse
+        unless port is one of the two and "@" is not in parts.netloc. addresses = await
+        resolve(parts.hostname); refuse unless there are some, and all(map(is_public, addresses)); reply = await connect(addresses[0], port, url).
         """),
         check_guard,
     )

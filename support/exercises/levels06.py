@@ -19,12 +19,14 @@ from .harness import Failed, Prove, Run, call, plain
 PROCESSES = 4
 TTL, LOCAL, FALLBACK = 30.0, 0.05, 5  # seconds, seconds, loads at once
 LEASE = 5.0  # seconds, so that it never ends by itself while a load of 0.05 s runs
+BRIEF = 0.2  # seconds that values live in Redis where copies must not outlive them
 ROUNDS = 4  # of what happens to a lock: an answer may be wrong in some of them only
 ONE = "one load for all four processes"
 OTHERS_LOCK = "never removes another's lock"
 OUTAGE = "Redis down: every get is served"
 LIMIT = "Redis down: no more loads at once than fallback"
 STALE = "no stale value longer than local_ttl after invalidate"
+ENDS = "no copy outlives the value in Redis"
 PREFIX = "every key in Redis begins with prefix"
 EXPIRES = "every key in Redis expires"
 IS_A_LEASE = "a lock is a lease"
@@ -76,10 +78,10 @@ class _Origin:
 class _Fleet:
     """Four caches of one answer, each with a client of its own."""
 
-    def __init__(self, answer: Any, clients: list[Any], prefix: str, local: float) -> None:
+    def __init__(self, answer: Any, clients: list[Any], prefix: str, ttl: float, local: float) -> None:
         self.prefix, self.origin, self.seen_tasks = prefix, _Origin(), asyncio.all_tasks()
         self.clients = clients
-        self.caches = [answer(client, self.origin.load, prefix, TTL, local, LEASE, FALLBACK) for client in self.clients]
+        self.caches = [answer(client, self.origin.load, prefix, ttl, local, LEASE, FALLBACK) for client in self.clients]
 
     async def settle(self) -> list[str]:
         """End what still runs after a moment; return the names of its coroutines."""
@@ -99,7 +101,18 @@ class _Fleet:
 
 def check_levels(answer: Any, prove: Prove) -> None:
     url, prefix = _redis(), f"exercise:{secrets.token_hex(4)}:"
-    scenes = (_shared, _values, _copies, _invalidated, _second_round, _lock_of_another, _dead_owner, _errors, _outage)
+    scenes = (
+        _shared,
+        _values,
+        _copies,
+        _invalidated,
+        _second_round,
+        _lock_of_another,
+        _dead_owner,
+        _errors,
+        _ends,
+        _outage,
+    )
     for number, scene in enumerate(scenes):
         run = _run(scene, answer, prove, url, f"{prefix}{number}:")
         if isinstance(run.error, Failed):
@@ -162,7 +175,8 @@ def _redis() -> str:
 
 
 async def _scene(scene: Any, answer: Any, prove: Prove, clients: list[Any], prefix: str, stage: list[Any]) -> list[str]:
-    fleet = _Fleet(answer, clients, prefix, TTL if scene is _copies else LOCAL)
+    ttl, local = BRIEF if scene is _ends else TTL, TTL if scene in (_copies, _ends) else LOCAL
+    fleet = _Fleet(answer, clients, prefix, ttl, local)
     stage.append(fleet)
     try:
         async with asyncio.timeout(9):
@@ -335,6 +349,18 @@ async def _errors(fleet: _Fleet, prove: Prove) -> None:
     got = await asyncio.gather(*(cache.get("k") for cache in fleet.caches), return_exceptions=True)
     told = f"The origin was back, and a reader got {plain(repr(got[0]))}."
     prove("an error is not kept", all(isinstance(one, dict) for one in got), told)
+
+
+async def _ends(fleet: _Fleet, prove: Prove) -> None:
+    """Here values live for a moment only, and local_ttl is long. A slow machine makes the wait longer, not shorter."""
+    before = await _all(fleet, "k")
+    for _ in range(60):
+        await asyncio.sleep(BRIEF / 4)
+        got = await _all(fleet, "k")
+        if renewed := all(new["number"] > old["number"] for new, old in zip(got, before, strict=True)):
+            break
+    told = "With a ttl shorter than local_ttl, a process served its copy long after the value had ended in Redis."
+    prove(ENDS, renewed, told)
 
 
 async def _outage(fleet: _Fleet, prove: Prove) -> None:

@@ -324,7 +324,8 @@ EXERCISES = [
         than the window, count, add if there is room, and set the end of the key in the same script.
 
         local t = redis.call('time'); local now = t[1] * 1000000 + t[2]; redis.call('zremrangebyscore', KEYS[1],
-        '-inf', now - ARGV[2]); if redis.call('zcard', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
+        '-inf', now - ARGV[2] * 1000); if redis.call('zcard', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end. ARGV[2]:
+        the window in milliseconds, as pexpire takes it.
         """),
         check_limiter,
     )

@@ -83,8 +83,9 @@ def _let_the_clock_run() -> None:
 class _Door:
     """Tasks that come to a limiter, and when each was let in."""
 
-    def __init__(self, limiter: Any) -> None:
+    def __init__(self, limiter: Any, start: float = _START) -> None:
         self.limiter = limiter
+        self.start = start
         self.asked: list[int] = []
         self.admitted: list[tuple[int, float]] = []
         self.longest_hold = 0.0
@@ -100,7 +101,7 @@ class _Door:
         self.asked.append(number)
         waiting = self.limiter.acquire()
         await (drive(waiting) if drive else waiting)
-        self.admitted.append((number, round(asyncio.get_running_loop().time() - _START, 9)))
+        self.admitted.append((number, round(asyncio.get_running_loop().time() - self.start, 9)))
 
     async def tick(self) -> None:
         """Measure how long the answer holds the loop."""
@@ -118,12 +119,12 @@ async def _hold(holds: list[tuple[float, float]]) -> None:
 
 
 async def _let_in(
-    answer: Any, rate: float, burst: int, arrivals: list[float], cancels: dict[int, float], holds: Any = None
+    answer: Any, rate: float, burst: int, arrivals: list[float], cancels: dict[int, float], holds: Any, start: float
 ) -> _Door:
     """Send visitors to a limiter; cancel some of them; hold the loop, or measure who holds it."""
     _let_the_clock_run()
-    await asyncio.sleep(_START)
-    loop, door = asyncio.get_running_loop(), _Door(answer(rate, burst))
+    await asyncio.sleep(start)
+    loop, door = asyncio.get_running_loop(), _Door(answer(rate, burst), start)
     patience = arrivals[-1] + 3 * len(arrivals) / rate + 3
     beside = asyncio.create_task(_hold(holds) if holds else door.tick())
     try:
@@ -179,11 +180,15 @@ def _check_door(
     cancels: dict[int, float] | None = None,
     holds: list[tuple[float, float]] | None = None,
     lacking: str = "wakes nobody late",
+    start: float = _START,
 ) -> None:
-    """Prove every property of one scenario; ``lacking`` is what a wrong moment breaks."""
+    """Prove every property of one scenario; ``lacking`` is what a wrong moment breaks.
+
+    ``start`` is what the loop's clock says when the limiter is made.
+    """
     cancels, told = cancels or {}, f"With {what}, rate {rate:g} and burst {burst}, "
     with _other_clocks() as clocks:
-        run = observe(functools.partial(_let_in, answer, rate, burst, arrivals, cancels, holds))
+        run = observe(functools.partial(_let_in, answer, rate, burst, arrivals, cancels, holds, start))
     names = ", ".join(f"time.{name}()" for name in sorted(clocks))
     prove("reads the loop's clock", not clocks, f"It read {names}: only loop.time() is the clock that sleep() obeys.")
     door = ran(run, f"letting in {what}")
@@ -235,6 +240,8 @@ def check_rate(answer: Any, prove: Prove) -> None:
     """The check of exercise 2.2: burst, load, idle time, random arrivals, a held loop, cancellations."""
     check = functools.partial(_check_door, answer, prove)
     check("4 visitors", 8, 4, [0.0] * 4, lacking="lets a burst through at once")
+    new = "4 visitors and the loop's clock at 0, where simulate starts it"
+    check(new, 8, 4, [0.0] * 4, lacking="lets a burst through at once", start=0.0)
     check("60 visitors at once", 8, 4, [0.0] * 60)
     check("6 visitors at once", 0.5, 1, [0.0] * 6)
     after_idle = [0.0] * 6 + [20.0] * 12

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from typing import Any
 
 QUERY, RESET = 0.01, 0.001  # simulated seconds
+LEVELS = ("read_uncommitted", "read_committed", "repeatable_read", "serializable")
 
 
 class PoolBusy(Exception):
@@ -29,6 +30,7 @@ class Connection:
 
     def __init__(self, pool: Pool) -> None:
         self.pool, self.valid, self.busy, self.depth = pool, True, False, 0
+        self.levels: list[str | None] = []  # the isolation of each transaction that was begun
         self.done: list[tuple[str, bool]] = []  # each query, and whether it ran in a transaction
 
     async def query(self, name: str, value: Any, seconds: float = QUERY) -> Any:
@@ -45,19 +47,24 @@ class Connection:
         self.done.append((name, self.depth > 0))
         return value
 
-    def transaction(self) -> Transaction:
-        """For `async with`."""
-        return Transaction(self)
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
+    ) -> Transaction:
+        """For `async with`. Raises ValueError for an isolation that asyncpg does not know."""
+        if isolation not in (None, *LEVELS):
+            raise ValueError(f"isolation is expected to be either of {', '.join(LEVELS)}, got {isolation!r}")
+        return Transaction(self, isolation)
 
 
 class Transaction:
     """BEGIN when it is entered; COMMIT, or ROLLBACK after an error, when it is left."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, isolation: str | None) -> None:
+        self.connection, self.isolation = connection, isolation
 
     async def __aenter__(self) -> None:
         await self.connection.query("BEGIN", None, RESET)
+        self.connection.levels.append(self.isolation)
         self.connection.depth += 1
 
     async def __aexit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -200,8 +201,18 @@ async def _executor(bench: _Bench) -> None:
             except OSError as caught:
                 got = caught
             bench.prove(PASSES_ON, got is error, "The carried function raised an error, and it did not come out.")
+            by_name = functools.partial(bench.tracer.carry(bench.work), name="by name", value=value)
+            try:
+                got = await loop.run_in_executor(pool, by_name)
+            except TypeError as caught:
+                got = caught
+            told = (
+                "carry(work)(name=..., value=...) should pass arguments on that are given by name: take **kwargs too."
+            )
+            bench.prove(PASSES_ON, got is value, told)
         await loop.run_in_executor(pool, bench.work, "after")
     expected = {"in the executor": "request", "in a lambda": "query", "again": "request", "failing": "request"}
+    expected["by name"] = "request"
     bench.parents(EXECUTOR, "With run_in_executor and carry", expected)
     bench.parents(LEAVES, "In the thread of the executor, without carry", {"after": None})
 
@@ -241,6 +252,10 @@ async def _coroutines(bench: _Bench) -> None:
             told = f"carry(job)(...) of an async def gave {plain(repr(started))}: it must give something to await."
             bench.prove(COROUTINES, good, told)
             got.append(await started)
+        try:
+            got.append(await job(name="job by name", value=value))
+        except TypeError as caught:
+            got.append(caught)
         bench.work("own")
         with contextlib.suppress(ValueError):
             await job("failing job", None, ValueError("of the job"))
@@ -249,7 +264,9 @@ async def _coroutines(bench: _Bench) -> None:
     told = "With an async def that was carried in a request, and that a consumer awaited later in its own span"
     bench.parents(COROUTINES, told, expected)
     told = f"Awaiting a carried async def should give what it returns, and gave {plain(repr(got[0]))}."
-    bench.prove(PASSES_ON, got == [value, value], told)
+    bench.prove(PASSES_ON, got[:2] == [value, value], told)
+    told = "Of an async def too, carry should pass arguments on that are given by name: take **kwargs too."
+    bench.prove(PASSES_ON, got[2] is value, told)
     bench.parents(LEAVES, "In a consumer, after a carried async def", {"own": "consumer", "own again": "consumer"})
 
 

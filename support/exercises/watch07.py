@@ -24,6 +24,7 @@ PATIENCE = 0.4  # seconds that a planted block waits to be reported
 COMPARED = 10  # beats
 LINGER = 0.05  # seconds that it stays when it was
 RETRIES = 3  # other programs can keep a loop from its turn, and a report of that is no mistake
+KEPT = 10_000  # objects that a block keeps, before it lets go of them
 
 GIVES_LAGS = "gives the list of lags"
 SEES = "the heartbeat reads how long the loop was held"
@@ -38,6 +39,7 @@ ONLY_LONG = "silent below the threshold"
 IDLE = "silent on an idle loop"
 STEPS = "silent on many short steps"
 GC = "silent on a pause of the garbage collector"
+COLLECTS = "a collection within a block hides nothing, and tells nothing twice"
 ERRORS_PASS = "an error of the block comes out"
 NO_THREAD = "leaves no thread behind"
 NO_CALLBACK = "takes its gc callback away"
@@ -57,6 +59,13 @@ class Reports:
         return [report for report in self.made if start <= report[0] <= end]
 
 
+def _named(block: Callable[[], tuple[float, float]]) -> str:
+    """Give this function a name of its own, and return it."""
+    name = "hold_" + "".join(random.choices(string.ascii_lowercase, k=8))
+    block.__code__ = block.__code__.replace(co_name=name, co_qualname=name)
+    return name
+
+
 def _planted(reports: Reports) -> tuple[Callable[[], tuple[float, float]], str]:
     """A function with a name of its own that holds the loop until somebody reports it; it returns when it did."""
     made = reports.made
@@ -68,9 +77,42 @@ def _planted(reports: Reports) -> tuple[Callable[[], tuple[float, float]], str]:
         time.sleep(LINGER)
         return began, time.perf_counter()
 
-    name = "hold_" + "".join(random.choices(string.ascii_lowercase, k=8))
-    block.__code__ = block.__code__.replace(co_name=name, co_qualname=name)
-    return block, name
+    return block, _named(block)
+
+
+def _makes_objects(reports: Reports) -> tuple[Callable[[], tuple[float, float]], str]:
+    """As `_planted`, and it makes objects all that time: the collector runs again and again, for no time to speak of."""
+    made = reports.made
+
+    def block() -> tuple[float, float]:
+        before, began, rows = len(made), time.perf_counter(), []
+        until = began + PATIENCE
+        while time.perf_counter() < until:
+            rows.append({"a": [1]})
+            if len(rows) > KEPT:
+                rows.clear()
+            if len(made) > before:
+                until = made[before][0] + LINGER
+        return began, time.perf_counter()
+
+    return block, _named(block)
+
+
+def _collects_once(reports: Reports) -> tuple[Callable[[], tuple[float, float]], str]:
+    """As `_planted`, and when it has been reported, the collector runs once, shortly, and the block goes on."""
+    made = reports.made
+
+    def block() -> tuple[float, float]:
+        before, began = len(made), time.perf_counter()
+        while len(made) == before and time.perf_counter() < began + PATIENCE:
+            time.sleep(0.002)
+        gc.collect(0)
+        collected = time.perf_counter()
+        while len(made) < before + 2 and time.perf_counter() < collected + 3 * THRESHOLD:
+            time.sleep(0.002)
+        return began, time.perf_counter()
+
+    return block, _named(block)
 
 
 async def _in_a_callback(block: Callable[[], Any]) -> Any:
@@ -126,6 +168,29 @@ async def _blocks(answer: Any, prove: Prove) -> None:
         prove(ON_TIME, min(after) < 0.003, sentence)
     sentence = "The reports came later than 0.1 s after the threshold: look more often."
     prove(IN_TIME, statistics.median(delays) < THRESHOLD + ALLOWED, sentence)
+
+
+async def _collected_within(answer: Any, prove: Prove) -> None:
+    reports, told = Reports(), []
+    async with answer(reports, THRESHOLD):
+        for plant in (_makes_objects, _collects_once):
+            for _ in range(RETRIES):  # a look can fall into the callback of the collector, and name that
+                await asyncio.sleep(2 * BEAT)
+                await turns()
+                block, name = plant(reports)
+                began, ended = block()
+                await asyncio.sleep(2 * BEAT)
+                told = [function for _, function in reports.between(began, ended)]
+                if told == [name]:
+                    break
+            sentence = "A block that makes objects was not reported: the collector runs many times in it, for a moment "
+            sentence += "each. Take off what it took; the block did not begin anew with it."
+            prove(COLLECTS, bool(told), sentence)
+            sentence = "A block in which the collector ran was reported twice: note the number of the beat for which "
+            sentence += "the alarm was given, because the collector moves its time."
+            prove(COLLECTS, len(told) == 1, sentence)
+            sentence = "Of a block in which the collector ran, something else was named than its function."
+            prove(COLLECTS, told == [name], sentence)
 
 
 async def _idle() -> None:
@@ -219,6 +284,8 @@ def _prove_all(answer: Any, prove: Prove) -> None:
             if quiet := run.result():
                 break
         prove(lacking, quiet, sentence)
+    run = observe_real(lambda: _collected_within(answer, prove))
+    run.result()
     error = ValueError("from the block")
     run = observe_real(lambda: _error(answer, error))
     prove(ERRORS_PASS, run.raised(error), "The block raised an error, and it did not come out of async with.")
@@ -239,10 +306,11 @@ EXERCISES = [
             sys._current_frames()[ident] is the frame that the loop's thread is in. Take the ident on the loop. A
             function in gc.callbacks is called with "start" and "stop".
 
-            The beat is a list of one number, a time: the heart writes it, the gc callback sets it to math.inf at
-            "start" and to now at "stop". The thread: while not stop.wait(0.01): last = beat[0]; if now - last >
-            threshold and last != told: told = last; report(frame.f_code.co_name). In a finally: stop.set(),
-            thread.join(), heart.cancel(), gc.callbacks.remove(...).
+            The heart notes the time of its beat, and counts beats. The gc callback notes when a collection begins; at
+            "stop" it moves the beat on by the pause, and by no more. The thread, while not stop.wait(0.01): if nothing
+            is collected just now, now - beat > threshold and number != told, then told = number;
+            report(frame.f_code.co_name). In a finally: stop.set(), thread.join(), heart.cancel(),
+            gc.callbacks.remove(...).
         """),
         check_watch,
     )

@@ -2,7 +2,7 @@
 
 `settings` says what can be set. `pipeline` is the way of a request; it needs no network, and `protect`, `flight` and
 `answer` are its parts. `client`, `relay`, `headers` and `guard` are the way to the upstreams. `app` is the ASGI
-application, `exchange` one request to it, `observe` what it tells about itself.
+application, `exchange` one request to it, `proxy` one that is streamed, `observe` what it tells about itself.
 """
 
 from support.gateway.answer import Answer, Part, Reply, UnknownService, UpstreamFailed

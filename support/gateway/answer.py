@@ -6,17 +6,35 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from multidict import MultiMapping
+
 RETRIABLE = frozenset({502, 503, 504})
 # What a client may read about a part. Never the text of an exception: it names hosts and ports.
 REASONS = (
     "ok", "timeout", "unavailable", "upstream_error", "bad_payload", "too_large", "circuit_open", "busy", "blocked", "failed",
 )  # fmt: skip
 
-ABANDONED = "abandoned"  # for the metrics: the client left, and nobody knows
+ABANDONED = "abandoned"  # for the metrics: the client broke it off, and nobody knows
+
+# RFC 9111, 5.2.2: what an upstream says of an answer that is for one client, or for one time. no-cache asks for a
+# check before each use, which this cache does not make.
+_NOT_SHARED = frozenset({"no-store", "private", "no-cache"})
 
 
 class UnknownService(ValueError):
     """The request names what is not in the registry, nothing at all, or too much. The text is for the client."""
+
+
+class Bad(Exception):
+    """The request cannot be served. The sentence is for the client."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class UpstreamFailed(Exception):
@@ -29,11 +47,24 @@ class UpstreamFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an upstream answered: the whole body, within the limit."""
+    """What an upstream answered: the whole body, within the limit. ``headers`` are read in any case when they can be."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def shared(self) -> bool:
+        """Whether its Cache-Control lets it be kept, and given to others."""
+        headers = self.headers
+        if "Cache-Control" not in headers:
+            return True
+        several = headers.getall("Cache-Control") if isinstance(headers, MultiMapping) else [headers["Cache-Control"]]
+        said = {each.partition("=")[0].strip().lower() for line in several for each in line.split(",")}
+        return said.isdisjoint(_NOT_SHARED)
+
+
+_HEALTH = {"ok": True, "busy": None, "circuit_open": None, "blocked": None, ABANDONED: None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +76,7 @@ class Part:
     code: int = 0
     body: bytes = b""
     again: bool = False  # a retry may help, and harms nobody
+    shared: bool = True  # others may have it, too
 
     @property
     def ok(self) -> bool:
@@ -53,10 +85,10 @@ class Part:
 
     @property
     def healthy(self) -> bool | None:
-        """What it says of the upstream: also a 404 is a sign of life. None: nothing."""
-        if self.status == "upstream_error":
+        """What it says of the upstream: also a 404 is a sign of life, and a long body that a client asked for. None: nothing."""
+        if self.status == "upstream_error" or (self.status == "too_large" and self.code):
             return self.code < 500
-        return {"ok": True, "busy": None, "circuit_open": None, "blocked": None}.get(self.status, False)
+        return _HEALTH.get(self.status, False)
 
     def json(self) -> bytes:
         """The part as JSON. The data go through as they came."""
@@ -94,5 +126,5 @@ def checked(name: str, reply: Reply) -> Part:
     try:
         _decode(reply.body.decode())
     except (ValueError, RecursionError):
-        return Part(name, "bad_payload", reply.status)
-    return Part(name, "ok", reply.status, reply.body)
+        return Part(name, "bad_payload", reply.status, shared=reply.shared)
+    return Part(name, "ok", reply.status, reply.body, shared=reply.shared)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from collections.abc import Mapping
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
 from support.gateway.answer import Reply, UpstreamFailed
-from support.gateway.guard import Blocked, Guard
+from support.gateway.guard import Blocked, Guard, is_internal
 from support.gateway.relay import TooLarge, read_capped
 from support.gateway.settings import Settings
 
@@ -23,8 +23,9 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.session: aiohttp.ClientSession  # from async with on
         self.urls = {name: URL(url) for name, url in settings.upstreams.items()}
-        self.session: aiohttp.ClientSession
+        self._hosts = {url.host for url in self.urls.values()}
         self._guard: Guard | None = None
         if settings.public_only:
             ports: dict[str, set[int]] = {}
@@ -45,10 +46,12 @@ class Client:
         if settings.ca_file:
             trusted = ssl.create_default_context()
             trusted.load_verify_locations(settings.ca_file)
-        options = {"limit": settings.connections, "limit_per_host": settings.connections_per_host, "ssl": trusted}
-        connector = self._guard.connector(**options) if self._guard else aiohttp.TCPConnector(**options)
+        # Behind bulkheads each upstream has places of its own, and 0, no limit, keeps them apart: in one pool two
+        # upstreams that hang could hold every connection of an address, and a third would wait for theirs.
+        limit, per_host = (0, 0) if settings.bulkhead else (settings.connections, settings.connections_per_host)
+        connector = self._guard.connector if self._guard else aiohttp.TCPConnector
         return aiohttp.ClientSession(
-            connector=connector,
+            connector=connector(limit=limit, limit_per_host=per_host, ssl=trusted),
             cookie_jar=aiohttp.DummyCookieJar(),  # or one user's session cookie is sent with the next one's request
             skip_auto_headers=_NOT_ADDED,
             # The pipeline holds one deadline for each call; a second timer in here would only cost.
@@ -64,12 +67,33 @@ class Client:
         if not raw_path and not query:
             return base
         plain = URL(f"/{raw_path}", encoded=True).path
-        if "\\" in plain or any(part in (".", "..") for part in plain.split("/")) or not plain.isprintable():
+        segments = [part.partition(";")[0] for part in plain.split("/")]  # servlets take ..;x for .. with a parameter
+        if "\\" in plain or any(part in (".", "..") for part in segments) or not plain.isprintable():
             raise ValueError("A path must not hold . or .. segments, backslashes or control characters.")
-        text = f"{str(base.with_query(None)).rstrip('/')}/{raw_path}" + (f"?{query}" if query else "")
-        return URL(text, encoded=True)
+        return URL(f"{str(base).rstrip('/')}/{raw_path}" + (f"?{query}" if query else ""), encoded=True)
 
-    async def fetch(self, name: str, path: str, headers: Any, timeout: float | None) -> Reply:
+    def told(self, name: str, asked: URL, location: str) -> str | None:
+        """What the client is told of an address that the upstream's answer to ``asked`` names. None: nothing.
+
+        Below the upstream's own address it is a path of /proxy. A public host stays as it is; another
+        address of an upstream, or one of this network, is nobody's business outside.
+        """
+        try:
+            target = asked.join(URL(location))
+        except ValueError:
+            return None
+        if target.scheme not in ("http", "https"):
+            return location  # of an app, or of mail
+        base, path = self.urls[name], target.raw_path
+        own = base.raw_path.rstrip("/")
+        if target.origin() == base.origin() and (path == own or path.startswith(f"{own}/")):
+            rest = target.raw_query_string, target.raw_fragment
+            below = f"/proxy/{name}{path[len(own) :]}"
+            return str(URL.build(path=below, query_string=rest[0], fragment=rest[1], encoded=True))
+        host = (target.host or "").rstrip(".")
+        return None if host in self._hosts or is_internal(host) else location
+
+    async def fetch(self, name: str, path: str, headers: Mapping[str, str] | None, timeout: float | None) -> Reply:
         """GET an upstream, and read its answer within the limit. Raises UpstreamFailed, TimeoutError or OSError."""
         if not self.settings.shared_client:
             async with self._new_session() as session:
@@ -77,7 +101,12 @@ class Client:
         return await self._get(self.session, name, path, headers, timeout)
 
     async def _get(
-        self, session: aiohttp.ClientSession, name: str, path: str, headers: Any, timeout: float | None
+        self,
+        session: aiohttp.ClientSession,
+        name: str,
+        path: str,
+        headers: Mapping[str, str] | None,
+        timeout: float | None,
     ) -> Reply:
         sent = CIMultiDict(headers or ())
         if timeout is not None:  # what is left: the upstream need not work longer than somebody waits

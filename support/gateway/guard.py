@@ -88,6 +88,22 @@ def is_public(address: str) -> bool:
     return not any(found in net for net in _CLOSED_V4)
 
 
+# RFC 6761, 6762, 8375, what ICANN has set aside, and what networks use on their own.
+_LOCAL_NAMES = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".corp", ".intranet", ".test", ".invalid")
+
+
+def is_internal(host: str) -> bool:
+    """Whether a host in a URL is of no use outside, by its spelling: no name is looked up.
+
+    An address that is not public, a name without a dot or with a local ending, and what is no host name at all.
+    """
+    try:
+        plain = normal_host(host)
+    except Blocked:
+        return True
+    return not is_public(plain) if _is_address(plain) else "." not in plain or plain.endswith(_LOCAL_NAMES)
+
+
 def _is_loopback(address: str) -> bool:
     found = ipaddress.ip_address(address)
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -55,6 +55,21 @@ class Metrics:
     def text(self) -> bytes:
         """What Prometheus reads."""
         return generate_latest(self.registry)
+
+
+def open_access_log() -> Callable[[], None]:
+    """Let the access log be seen: at INFO, and on stderr where no logging is set up. Returns what undoes it."""
+    before, own = access.level, None if access.hasHandlers() else logging.StreamHandler()
+    access.setLevel(logging.INFO)
+    if own:
+        access.addHandler(own)
+
+    def undo() -> None:
+        access.setLevel(before)
+        if own:
+            access.removeHandler(own)
+
+    return undo
 
 
 def log_access(**known: object) -> None:

@@ -11,22 +11,13 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from support.gateway.answer import ABANDONED, RETRIABLE, Answer, Part, Reply, UnknownService, UpstreamFailed, checked
 from support.gateway.flight import FlightCache
-from support.gateway.protect import (
-    Breaker,
-    Bulkhead,
-    CircuitOpen,
-    Full,
-    RateLimit,
-    RetryBudget,
-    Shedder,
-    loop_time,
-)
+from support.gateway.protect import Breaker, Bulkhead, CircuitOpen, Full, RateLimit, RetryBudget, Shedder, loop_time
 from support.gateway.settings import Settings
 
 logger = logging.getLogger("gateway")
@@ -37,16 +28,16 @@ class Ask:
     """What all parts of one request share. ``due`` in the loop's time; None: no end."""
 
     due: float | None
-    headers: Any
+    headers: Mapping[str, str] | None
     tenant: str
 
     @property
     def personal(self) -> bool:
         """Whether the answer may be for this user alone: then it is neither kept nor shared."""
-        return bool(self.headers) and "authorization" in self.headers
+        return self.headers is not None and "authorization" in self.headers
 
 
-Fetch = Callable[[str, str, Any, "float | None"], Awaitable[Reply]]
+Fetch = Callable[[str, str, "Mapping[str, str] | None", "float | None"], Awaitable[Reply]]
 
 
 class Upstream:
@@ -95,6 +86,8 @@ class Gateway:
             self.cache = FlightCache(self._time_to_live, lambda part: len(part.body), settings.cache_bytes)
 
     def _time_to_live(self, part: Part) -> float:
+        if not part.shared:
+            return 0.0
         if part.ok:
             return self.settings.cache or 0.0
         return 0.0 if part.status in ("timeout", "busy", "circuit_open") else self.settings.cache_negative
@@ -105,7 +98,12 @@ class Gateway:
             await self.cache.close()
 
     async def aggregate(
-        self, names: Iterable[str], deadline: float | None = None, *, headers: Any = None, tenant: str = ""
+        self,
+        names: Iterable[str],
+        deadline: float | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        tenant: str = "",
     ) -> Answer:
         """Ask each of the named services once, at the same time, and answer with what came in time.
 
@@ -162,13 +160,13 @@ class Gateway:
 
     async def _fan_out(self, names: list[str], ask: Ask) -> dict[str, Part]:
         cache = None if ask.personal else self.cache
-        found = {name: cache.peek((name, ask.tenant)) if cache else None for name in names}
-        missing = [name for name in names if found[name] is None]
+        found = {name: part for name in names if (part := cache.peek((name, ask.tenant)))} if cache else {}
+        missing = [name for name in names if name not in found]
         if missing:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._part(name, ask, cache)) for name in missing]
             found.update(zip(missing, [task.result() for task in tasks], strict=True))
-        return found
+        return {name: found[name] for name in names}
 
     async def _part(self, name: str, ask: Ask, cache: FlightCache[Part] | None) -> Part:
         """One part of an answer: never an exception, unless this task is cancelled from outside."""
@@ -191,6 +189,8 @@ class Gateway:
             leads = not cache.flies(key)  # then the flight has this request's deadline, and ends by itself
             async with asyncio.timeout_at(None if leads else ask.due):
                 part = await cache.get(key, lambda: self._guarded(name, ask))
+            if not leads and not part.shared:
+                return await self._guarded(name, ask)  # it was for whoever began the flight
             if leads or part.status != "timeout" or part.again:
                 return part
             # The flight ended at the earlier deadline of the request that began it, and there is time left.
@@ -198,21 +198,28 @@ class Gateway:
     def _guarded(self, name: str, ask: Ask) -> Coroutine[Any, Any, Part]:
         return self.through(name, ask.due, lambda: self._attempts(self.upstreams[name], ask))
 
-    async def through(self, name: str, due: float | None, work: Callable[[], Awaitable[Part]]) -> Part:
+    async def through(
+        self, name: str, due: float | None, work: Callable[[], Awaitable[Part]], *, line_only: bool = False
+    ) -> Part:
         """``await work()`` behind the upstream's breaker and bulkhead, until ``due``; what came of it, or why it did not run.
 
-        The breaker hears of it, however it ends. Exceptions of ``work`` pass, but for TimeoutError.
+        With ``line_only`` the wait for a place ends at ``due``, and ``work`` when it will. The breaker hears
+        of it, however it ends. Exceptions of ``work`` pass, but for TimeoutError.
         """
-        upstream, began, inside, part = self.upstreams[name], loop_time(), None, None
+        upstream, began = self.upstreams[name], loop_time()
+        inside: float | None = None
+        part: Part | None = None
         try:
             ticket = upstream.breaker.enter() if upstream.breaker else 0
         except CircuitOpen:
             self._observe(name, CircuitOpen.reason, 0.0)
             return Part(name, CircuitOpen.reason)
         try:
-            async with asyncio.timeout_at(began + self.settings.upstream_timeout if due is None else due):
+            async with asyncio.timeout_at(began + self.settings.upstream_timeout if due is None else due) as limit:
                 async with upstream.bulkhead or contextlib.nullcontext():
                     inside = loop_time()
+                    if line_only:
+                        limit.reschedule(None)
                     part = await work()
         except Full:
             part = Part(name, Full.reason)
@@ -266,11 +273,12 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _attempt(self, upstream: Upstream, ask: Ask) -> Part:
-        name, left = upstream.name, None if ask.due is None else max(0.0, ask.due - loop_time())
+        name, most = upstream.name, self.settings.attempt
+        left = None if ask.due is None else max(0.0, ask.due - loop_time())
         try:
-            if self.settings.attempt:
-                async with asyncio.timeout(self.settings.attempt):
-                    reply = await self._fetch(name, "", ask.headers, left)
+            if most:
+                async with asyncio.timeout(most):
+                    reply = await self._fetch(name, "", ask.headers, most if left is None else min(left, most))
             else:
                 reply = await self._fetch(name, "", ask.headers, left)
         except UpstreamFailed as failed:
@@ -280,5 +288,6 @@ class Gateway:
         except OSError:
             return Part(name, "unavailable", again=True)
         if not 200 <= reply.status < 300:  # a redirect, too: whoever answers decides no address here
-            return Part(name, "upstream_error", reply.status, again=reply.status in RETRIABLE)
+            again = reply.status in RETRIABLE
+            return Part(name, "upstream_error", reply.status, again=again, shared=reply.shared)
         return checked(name, reply)

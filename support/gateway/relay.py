@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 from yarl import URL
@@ -19,6 +19,8 @@ __all__ = "Exchange Limits RelayBroken TooLarge read_capped relay request_header
 CHUNK = 1 << 16  # bytes, of one read, and of aiohttp's low-water mark
 ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # the client's, or none
 Message = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
 class TooLarge(Exception):
@@ -102,8 +104,8 @@ async def read_capped(response: aiohttp.ClientResponse, limit: int, *, seconds: 
 
 async def relay(
     scope: Mapping[str, Any],
-    receive: Callable[[], Awaitable[Message]],
-    send: Callable[[Message], Awaitable[None]],
+    receive: Receive,
+    send: Send,
     *,
     session: aiohttp.ClientSession,
     url: str | URL,
@@ -134,7 +136,7 @@ async def relay(
         known = {"client": client, "request_id": secrets.token_hex(8), "remaining_ms": remaining}
         headers = request_headers(scope["headers"], **known, scheme=scope.get("scheme", "http"))
     exchange = Exchange()
-    upload = _Upload(receive, limits, exchange, _has_body(scope))
+    upload = _Upload(receive, limits, exchange, has_body(scope))
     call = _Call(scope["method"], session, url, headers, upload, send, limits, cookies, exchange)
     try:
         async with asyncio.timeout(limits.seconds), asyncio.TaskGroup() as group:
@@ -166,7 +168,7 @@ class _Call:
     url: str | URL
     headers: Mapping[str, str]
     upload: _Upload
-    send: Callable[[Message], Awaitable[None]]
+    send: Send
     limits: Limits
     cookies: Collection[str]
     exchange: Exchange
@@ -229,9 +231,7 @@ class _ClientLeft(Exception):
 class _Upload:
     """The body of a request, taken from the server as the upstream takes it. After it, the client's leaving."""
 
-    def __init__(
-        self, receive: Callable[[], Awaitable[Message]], limits: Limits, exchange: Exchange, expected: bool
-    ) -> None:
+    def __init__(self, receive: Receive, limits: Limits, exchange: Exchange, expected: bool) -> None:
         self._receive, self._limits, self._exchange = receive, limits, exchange
         self.expected, self.failed = expected, ""
         self._over = asyncio.Event()
@@ -269,7 +269,7 @@ class _Upload:
         raise _ClientLeft
 
 
-def _has_body(scope: Mapping[str, Any]) -> bool:
+def has_body(scope: Mapping[str, Any]) -> bool:
     """RFC 9112, 6: a request has a body when it says so."""
     fields = {name.lower(): value for name, value in scope["headers"]}
     return b"transfer-encoding" in fields or fields.get(b"content-length", b"0").strip() != b"0"

@@ -28,51 +28,58 @@ class Settings:
     ``shared_client``, ``deadline``, ``partial``, ``bulkhead``, ``retries``, ``retry_budget``, ``breaker``,
     ``cache``, ``hedge``, ``shed``, ``rate``.
 
+    Of these, ``partial``, ``retries``, ``retry_budget``, ``cache`` and ``hedge`` hold for an aggregate only: it is made
+    of GETs, which may be sent twice, kept and shared. A request to /proxy goes out once.
+
     Raises ValueError for a value that makes no sense, in a sentence that names the field.
     """
 
-    upstreams: Mapping[str, str]  # name -> URL: clients name a service, they never give an address
+    upstreams: Mapping[str, str]  # name -> URL: clients name a service, they never give an address; no query in it
     # The client
-    shared_client: bool = True  # one session for all requests; False opens one for each call
-    connections: int = 400  # of the session, at most
-    connections_per_host: int = 100
+    shared_client: bool = True  # one session for all requests; False opens one for each call of an aggregate
+    connections: int = 400  # of the session, at most; without a bulkhead only, for that is a limit by itself
+    connections_per_host: int = 100  # to one host and port, likewise: upstreams at one address share them
     connect: float = 1.0  # a connection takes longer than this: the upstream is unavailable
-    ca_file: str | None = None  # certificates to trust beside those of the system
+    ca_file: str | None = None  # PEM file with certificates to trust beside those of the system
     public_only: bool = False  # connect to public addresses only, checked when the connection is made
-    # Time
-    deadline: float | None = 1.0  # of a request that names none; None: wait as long as an upstream takes
+    # Time, of an aggregate; proxy_seconds is below
+    deadline: float | None = 1.0  # where the client names none; None: no deadline, not even a client's
     deadline_max: float = 5.0  # nobody gets more
-    upstream_timeout: float = 10.0  # of a call, also where there is no deadline
-    attempt: float | None = None  # of one attempt; a retry may then still be in time
-    reserve: float = 0.02  # kept from the deadline, for the gateway's own answer
+    upstream_timeout: float = 10.0  # of a call, its wait for a place and its retries, where there is no deadline
+    attempt: float | None = None  # of one attempt; a retry may then still be in time. None: all the time that is left
+    reserve: float = 0.02  # kept from the deadline, for the gateway's own answer; at most a tenth of it. Of /proxy, too
     # The answer
-    partial: bool = True  # some parts are better than none
+    partial: bool = True  # 207 with the parts that came; False: an error when one is missing
     services: int = 10  # names in one request, at most
     # Each upstream
-    breaker: int | None = 5  # failures in a row that open it
+    breaker: int | None = 5  # failures in a row that open it: timeouts, no connection, 5xx, no JSON; not a 404
     breaker_rest: float = 1.0  # until one probe may try again
-    bulkhead: int | None = 64  # calls at once
-    bulkhead_queue: int = 64  # calls that wait for a place
-    retries: int = 1  # after the first attempt of an idempotent call
+    bulkhead: int | None = 64  # calls at once, those of /proxy among them; a hedge shares the place of its call
+    bulkhead_queue: int = 64  # calls that wait for a place; more are refused
+    retries: int = 1  # after a first attempt that found no connection, got 502, 503 or 504, or took too long
     retry_wait: float = 0.02  # before a retry, at most; doubles each time
-    retry_budget: float | None = 0.1  # retries and hedges per call, in the long run
-    hedge: float | None = None  # no answer after this: ask once more; take the upstream's 95th percentile
+    retry_budget: float | None = 0.1  # retries and hedges per call, in the long run; None: no bound
+    # No answer after this: ask once more, take the first good answer, cancel the other call. Choose the upstream's
+    # 95th percentile, so that one call in 20 is made twice. With no spare in the budget there is no second call.
+    hedge: float | None = None
     # All upstreams
-    cache: float | None = 1.0  # how long an answer is served; None: no cache, and no single flight
-    cache_negative: float = 0.1  # how long a failure is
-    cache_bytes: int = 16 << 20
-    shed: int | None = 200  # requests at once
-    shed_queue: int = 100  # requests that wait; more are refused
-    rate: float | None = None  # requests a second for each tenant
-    keys: Mapping[str, str] = field(default_factory=dict)  # API key -> tenant; empty: everyone may ask
+    # How long a part is served from memory, to one tenant, and while it is fetched all who ask wait for one call. Not
+    # with an Authorization, nor when its Cache-Control says no-store, private or no-cache; max-age is not read.
+    cache: float | None = 1.0  # None: no cache, and no single flight
+    cache_negative: float = 0.1  # how long a failure is; timeouts and refusals of our own are not kept
+    cache_bytes: int = 16 << 20  # of all that is kept
+    shed: int | None = 200  # requests at once, to /aggregate and /proxy
+    shed_queue: int = 100  # requests that wait, until their deadline; more are refused with 503
+    rate: float | None = None  # requests a second for each tenant, in this process; more get 429
+    keys: Mapping[str, str] = field(default_factory=dict)  # X-API-Key -> tenant; empty: everyone may ask
     # Sizes, and streams
-    answer_bytes: int = 1 << 20  # of one part
+    answer_bytes: int = 1 << 20  # of one part, unpacked
     body_bytes: int = 10 << 20  # of a proxied body, in either direction
-    proxy_seconds: float = 30.0  # of a proxied exchange
+    proxy_seconds: float = 30.0  # of a proxied request, the lines included; X-Deadline-Ms may name less
     proxy_idle: float = 5.0  # without a byte
     # The process
-    access_log: bool = False
-    drain: float = 0.0  # from SIGTERM, while /ready says no and requests are still served
+    access_log: bool = False  # one line of JSON for each request: to the logger gateway.access, or else to stderr
+    drain: float = 0.0  # from SIGTERM, while /ready says no and requests are still served; then the server stops
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "upstreams", types.MappingProxyType(_checked_upstreams(self.upstreams)))
@@ -112,7 +119,8 @@ class Settings:
     @classmethod
     def naive(cls, upstreams: Mapping[str, str], **others: Any) -> Self:
         """All protections off: where a ladder begins. ``others`` are fields, such as those that it adds."""
-        return cls(**{"upstreams": upstreams} | dict.fromkeys(_CAN_BE_NONE) | _OTHERWISE_OFF | others)
+        chosen: dict[str, Any] = {"upstreams": upstreams} | dict.fromkeys(_CAN_BE_NONE) | _OTHERWISE_OFF | others
+        return cls(**chosen)
 
 
 def _parsed(variable: str, text: str) -> Any:
@@ -144,8 +152,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name} must be {'0 or more' if name in _MAY_BE_ZERO else 'above 0'}, not {value!r}.")
 
 
-def _checked_upstreams(upstreams: Any) -> dict[str, str]:
-    upstreams = _checked_names("upstreams", upstreams)
+def _checked_upstreams(given: Mapping[str, str]) -> dict[str, str]:
+    upstreams = _checked_names("upstreams", given)
     if not upstreams:
         raise ValueError("upstreams must name at least one service.")
     for name, url in upstreams.items():
@@ -156,6 +164,10 @@ def _checked_upstreams(upstreams: Any) -> dict[str, str]:
             good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
         except ValueError:
             good = False
+        if good and parts.query:
+            raise ValueError(
+                f"upstreams: the URL of {name!r} must have no query, for /proxy sends the client's: {url!r}."
+            )
         if not good or parts.fragment:
             raise ValueError(f"upstreams: {name!r} needs a URL such as http://127.0.0.1:9000/users, not {url!r}.")
     return upstreams

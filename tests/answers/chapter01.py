@@ -503,16 +503,19 @@ class Steps:
         self.coro, self.longest = coro, 0.0
 
     def __await__(self):
-        loop = asyncio.get_running_loop()
+        loop, resume, value = asyncio.get_running_loop(), self.coro.send, None
         while True:
             start = loop.time()
             try:
-                waiting_for = self.coro.send(None)
+                waiting_for = resume(value)
             except StopIteration:
                 return
             finally:
                 self.longest = max(self.longest, loop.time() - start)
-            yield waiting_for
+            try:
+                resume, value = self.coro.send, (yield waiting_for)
+            except BaseException as error:
+                resume, value = self.coro.throw, error
 
 
 @stub("1.3")
@@ -565,16 +568,19 @@ async def blockers_with_timed_factory(handlers):
 
     @types.coroutine
     def timed(coro, steps):
-        clock = asyncio.get_running_loop().time
+        clock, thrown = asyncio.get_running_loop().time, None
         while True:
             start = clock()
             try:
-                waiting_for = coro.send(None)
+                waiting_for = coro.throw(thrown) if thrown else coro.send(None)
             except StopIteration:
                 steps.append(clock() - start)
                 return
             steps.append(clock() - start)
-            yield waiting_for
+            try:
+                thrown = yield waiting_for
+            except BaseException as error:
+                thrown = error
 
     found = set()
     for name, handler in handlers.items():
@@ -650,6 +656,31 @@ async def blockers_without_the_last_step(handlers):
     found = set()
     for name, handler in handlers.items():
         await (steps := Careless(handler()))
+        if steps.longest > 0.05:
+            found.add(name)
+    return found
+
+
+@wrong("1.3", "throws into a handler what is thrown at it")
+async def blockers_that_only_send(handlers):
+    """A cancellation, such as a timeout's, goes past the handler."""
+
+    class SendsOnly(Steps):
+        def __await__(self):
+            loop = asyncio.get_running_loop()
+            while True:
+                start = loop.time()
+                try:
+                    waiting_for = self.coro.send(None)
+                except StopIteration:
+                    return
+                finally:
+                    self.longest = max(self.longest, loop.time() - start)
+                yield waiting_for
+
+    found = set()
+    for name, handler in handlers.items():
+        await (steps := SendsOnly(handler()))
         if steps.longest > 0.05:
             found.add(name)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import math
 import random
 import time
 import weakref
@@ -619,7 +620,7 @@ class RateHalfStub:
 class RateLimiter:
     def __init__(self, rate, burst):
         self.rate, self.burst = rate, burst
-        self.line, self.next_free = asyncio.Lock(), 0.0
+        self.line, self.next_free = asyncio.Lock(), -math.inf
 
     async def acquire(self):
         async with self.line:
@@ -754,6 +755,15 @@ class RateSlidingLog:
     async def acquire(self):
         await self.slots.acquire()
         asyncio.get_running_loop().call_later(self.period, self.slots.release)
+
+
+@wrong("2.2", BURST)
+class RateStartsAtZero(RateLimiter):
+    """Takes 0 for a time long past: where the loop's clock begins at 0, it is now."""
+
+    def __init__(self, rate, burst):
+        super().__init__(rate, burst)
+        self.next_free = 0.0
 
 
 @wrong("2.2", BURST)

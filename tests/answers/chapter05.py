@@ -432,6 +432,7 @@ async def budget_works_twice(pool, work, budget, observe):
 # --- 5.3 no nested acquire -----------------------------------------------------------------------
 
 DEPTH = "one connection per task at a time"
+ONE_STATE, LEVEL = "all reads see one state of the data", "repeatable_read"
 SNAPSHOT = "all reads in one transaction"
 OUTSIDE = "holds no connection while it waits for others"
 FINISH = "50 tasks finish on a pool of 5"
@@ -445,7 +446,7 @@ async def order_stub(pool, shop, number):
 
 @right("5.3")
 async def order_total(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         order = await shop.order(connection, number)
         prices = await shop.prices(connection, await shop.items(connection, number))
     await shop.audit(number)
@@ -456,7 +457,7 @@ async def order_total(pool, shop, number):
 async def order_by_hand(pool, shop, number):
     connection = await pool.acquire()
     try:
-        async with connection.transaction():
+        async with connection.transaction(isolation=LEVEL):
             items = await shop.items(connection, number)
             order, prices = await shop.order(connection, number), await shop.prices(connection, items)
     finally:
@@ -472,7 +473,7 @@ async def _total(connection, shop, number):
 @right("5.3")
 async def order_audited_first(pool, shop, number):
     await shop.audit(number)
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         return {**await shop.order(connection, number), "total": await _total(connection, shop, number)}
 
 
@@ -483,7 +484,7 @@ async def _items_of_their_own(pool, shop, number):
 
 @wrong("5.3", DEPTH)
 async def order_nested(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         order = await shop.order(connection, number)
         items = await _items_of_their_own(pool, shop, number)
         prices = await shop.prices(connection, items)
@@ -495,7 +496,7 @@ async def order_nested(pool, shop, number):
 async def order_nested_with_retry(pool, shop, number):
     while True:
         try:
-            async with pool.acquire() as connection, connection.transaction():
+            async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
                 order = await shop.order(connection, number)
                 async with pool.acquire(timeout=0.1) as second:
                     items = await shop.items(second, number)
@@ -521,8 +522,33 @@ async def order_gathered(pool, shop, number):
 
 @wrong("5.3", RUNS)
 async def order_gathered_on_one(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         order, total = await asyncio.gather(shop.order(connection, number), _total(connection, shop, number))
+    await shop.audit(number)
+    return {**order, "total": total}
+
+
+@right("5.3")
+async def order_serializable(pool, shop, number):
+    async with pool.acquire() as connection, connection.transaction(isolation="serializable", readonly=True):
+        order, total = await shop.order(connection, number), await _total(connection, shop, number)
+    await shop.audit(number)
+    return {**order, "total": total}
+
+
+@wrong("5.3", ONE_STATE)
+async def order_read_committed(pool, shop, number):
+    """One transaction, but each query has a snapshot of its own."""
+    async with pool.acquire() as connection, connection.transaction():
+        order, total = await shop.order(connection, number), await _total(connection, shop, number)
+    await shop.audit(number)
+    return {**order, "total": total}
+
+
+@wrong("5.3", ONE_STATE)
+async def order_read_committed_by_name(pool, shop, number):
+    async with pool.acquire() as connection, connection.transaction(isolation="read_committed", readonly=True):
+        order, total = await shop.order(connection, number), await _total(connection, shop, number)
     await shop.audit(number)
     return {**order, "total": total}
 
@@ -549,11 +575,11 @@ async def order_without_a_transaction(pool, shop, number):
 @wrong("5.3", SNAPSHOT)
 async def order_three_transactions(pool, shop, number):
     async with pool.acquire() as connection:
-        async with connection.transaction():
+        async with connection.transaction(isolation=LEVEL):
             order = await shop.order(connection, number)
-        async with connection.transaction():
+        async with connection.transaction(isolation=LEVEL):
             items = await shop.items(connection, number)
-        async with connection.transaction():
+        async with connection.transaction(isolation=LEVEL):
             prices = await shop.prices(connection, items)
     await shop.audit(number)
     return {**order, "total": sum(prices.values())}
@@ -561,7 +587,7 @@ async def order_three_transactions(pool, shop, number):
 
 @wrong("5.3", OUTSIDE)
 async def order_audited_inside(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         order, total = await shop.order(connection, number), await _total(connection, shop, number)
         await shop.audit(number)
     return {**order, "total": total}
@@ -570,7 +596,7 @@ async def order_audited_inside(pool, shop, number):
 @wrong("5.3", BACK)
 async def order_released_on_success(pool, shop, number):
     connection = await pool.acquire()
-    async with connection.transaction():
+    async with connection.transaction(isolation=LEVEL):
         order, total = await shop.order(connection, number), await _total(connection, shop, number)
     await pool.release(connection)
     await shop.audit(number)
@@ -579,7 +605,7 @@ async def order_released_on_success(pool, shop, number):
 
 @wrong("5.3", "leaves no task behind")
 async def order_audits_later(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         order, total = await shop.order(connection, number), await _total(connection, shop, number)
     order_audits_later.tasks = asyncio.ensure_future(shop.audit(number))
     await asyncio.sleep(0)
@@ -605,13 +631,13 @@ async def order_under_one_lock(pool, shop, number):
 
 @wrong("5.3", "audits each order once")
 async def order_not_audited(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         return {**await shop.order(connection, number), "total": await _total(connection, shop, number)}
 
 
 @wrong("5.3", TOTAL)
 async def order_counts_items(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         order, items = await shop.order(connection, number), await shop.items(connection, number)
         await shop.prices(connection, items)
     await shop.audit(number)
@@ -620,7 +646,7 @@ async def order_counts_items(pool, shop, number):
 
 @wrong("5.3", "an error comes out")
 async def order_swallows_audit_errors(pool, shop, number):
-    async with pool.acquire() as connection, connection.transaction():
+    async with pool.acquire() as connection, connection.transaction(isolation=LEVEL):
         order, total = await shop.order(connection, number), await _total(connection, shop, number)
     with contextlib.suppress(Exception):
         await shop.audit(number)

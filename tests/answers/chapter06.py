@@ -783,6 +783,7 @@ OTHERS_LOCK = "never removes another's lock"
 OUTAGE = "Redis down: every get is served"
 LIMIT = "Redis down: no more loads at once than fallback"
 STALE = "no stale value longer than local_ttl after invalidate"
+ENDS = "no copy outlives the value in Redis"
 PREFIX = "every key in Redis begins with prefix"
 EXPIRES = "every key in Redis expires"
 RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
@@ -808,8 +809,17 @@ class TwoLevel:
         end, text = self.local.get(key, (0.0, ""))
         if time.monotonic() >= end:
             text = await self.shared(key)
-            self.local[key] = (time.monotonic() + self.local_ttl, text)
+            self.local[key] = (await self.end_of_copy(key, text), text)
         return json.loads(text)
+
+    async def end_of_copy(self, key, text):
+        """When a copy of this text ends: with the text in Redis, or sooner."""
+        now, name = time.monotonic(), self.prefix + key
+        with contextlib.suppress(RedisError):
+            there, left_ms = await self.redis.pipeline().get(name).pttl(name).execute()
+            same = there is not None and json.loads(there) == json.loads(text)
+            return now + min(self.local_ttl, left_ms / 1000) if same else now
+        return now + self.local_ttl
 
     async def shared(self, key):
         try:
@@ -1012,6 +1022,12 @@ class LevelsAskRedisEachTime(TwoLevel):
 class LevelsKeepLocallyForTTL(TwoLevel):
     def __init__(self, redis, load, prefix, ttl, local_ttl, lease, fallback):
         super().__init__(redis, load, prefix, ttl, ttl, lease, fallback)
+
+
+@wrong("6.4", ENDS)
+class LevelsCopiesOutliveRedis(TwoLevel):
+    async def end_of_copy(self, key, text):
+        return time.monotonic() + self.local_ttl
 
 
 @wrong("6.4", "the one that invalidates sees the new value")

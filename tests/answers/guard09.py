@@ -48,7 +48,7 @@ async def fetch_ellipsis(url, resolve, connect):
 def where(url):
     """Host and port of a URL that may be fetched, as far as its text tells."""
     parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
     if parts.scheme not in ("http", "https") or port not in (80, 443) or "@" in parts.netloc or not parts.hostname:
         raise ValueError("not a URL to fetch")
     return parts.hostname, port
@@ -56,7 +56,7 @@ def where(url):
 
 async def pinned(host, resolve):
     addresses = await resolve(host)
-    if not all(is_public(address) for address in addresses):
+    if not addresses or not all(is_public(address) for address in addresses):
         raise ValueError("not public")
     return addresses[0]
 
@@ -82,6 +82,8 @@ async def fetch_by_recursion(url, resolve, connect, hops=5):
     if parsed.scheme not in {"http", "https"} or parsed.port not in {80, 443} or parsed.user is not None:
         raise ValueError("not a URL to fetch")
     found = [ipaddress.ip_address(address) for address in await resolve(parsed.host)]
+    if not found:
+        raise ValueError("no address")
     for address in found:
         inner = getattr(address, "ipv4_mapped", None) or address
         if not inner.is_global or inner.is_multicast:
@@ -110,7 +112,7 @@ async def fetch_with_another_error(url, resolve, connect):
         if not match:
             raise Refused
         addresses = await resolve(match[2].strip("[]"))
-        if any(not is_public(one) for one in addresses):
+        if not addresses or any(not is_public(one) for one in addresses):
             raise Refused
         for position, address in enumerate(addresses, start=1):
             try:
@@ -369,6 +371,34 @@ async def any_port(url, resolve, connect):
         if parts.scheme not in ("http", "https") or "@" in parts.netloc:
             raise ValueError
         return await pinned(parts.hostname, resolve), parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+    return await follow(url, resolve, connect, one)
+
+
+@wrong("9.1", PORTS)
+async def port_zero(url, resolve, connect):
+    """0 is false, so `or` makes 80 of it."""
+
+    async def one(url):
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        if parts.scheme not in ("http", "https") or port not in (80, 443) or "@" in parts.netloc or not parts.hostname:
+            raise ValueError
+        return await pinned(parts.hostname, resolve), port
+
+    return await follow(url, resolve, connect, one)
+
+
+@wrong("9.1", REFUSES)
+async def no_address_at_all(url, resolve, connect):
+    """all() of nothing is true."""
+
+    async def one(url):
+        host, port = where(url)
+        addresses = await resolve(host)
+        if not all(map(is_public, addresses)):
+            raise ValueError
+        return addresses[0], port
 
     return await follow(url, resolve, connect, one)
 

@@ -74,15 +74,15 @@ class SetAndReset:
         parent = self.current.get()
         if inspect.iscoroutinefunction(function):
 
-            async def carried(*args):
+            async def carried(*args, **kwargs):
                 with self.as_current(parent):
-                    return await function(*args)
+                    return await function(*args, **kwargs)
 
         else:
 
-            def carried(*args):
+            def carried(*args, **kwargs):
                 with self.as_current(parent):
-                    return function(*args)
+                    return function(*args, **kwargs)
 
         return carried
 
@@ -93,11 +93,11 @@ class CopyOfTheContext(SetAndReset):
         context = contextvars.copy_context()
         if inspect.iscoroutinefunction(function):
 
-            async def carried(*args):
-                return await asyncio.create_task(function(*args), context=context.copy())
+            async def carried(*args, **kwargs):
+                return await asyncio.create_task(function(*args, **kwargs), context=context.copy())
 
             return carried
-        return lambda *args: context.copy().run(function, *args)
+        return lambda *args, **kwargs: context.copy().run(function, *args, **kwargs)
 
 
 _current = contextvars.ContextVar("span", default=(None,))
@@ -123,11 +123,11 @@ class PathInAModuleVariable:
         def __init__(self, function):
             self.function, self.path = function, _current.get()
 
-        def __call__(self, *args):
+        def __call__(self, *args, **kwargs):
             before = _current.get()
             _current.set(self.path)
             try:
-                started = self.function(*args)
+                started = self.function(*args, **kwargs)
             finally:
                 _current.set(before)
             return self.awaited(started) if inspect.isawaitable(started) else started
@@ -226,8 +226,8 @@ class OneForEachTask(SetAndReset):
 @wrong("7.4", EXECUTOR)
 class CopiedTooLate(CopyOfTheContext):
     def carry(self, function):
-        def carried(*args):
-            return contextvars.copy_context().run(function, *args)
+        def carried(*args, **kwargs):
+            return contextvars.copy_context().run(function, *args, **kwargs)
 
         return carried
 
@@ -339,7 +339,7 @@ class OneContextForAll(CopyOfTheContext):
         context = contextvars.copy_context()
         if inspect.iscoroutinefunction(function):
             return super().carry(function)
-        return lambda *args: context.run(function, *args)
+        return lambda *args, **kwargs: context.run(function, *args, **kwargs)
 
 
 @wrong("7.4", LEAVES)
@@ -349,9 +349,9 @@ class SetInTheThread(SetAndReset):
     def carry(self, function):
         parent = self.current.get()
 
-        def carried(*args):
+        def carried(*args, **kwargs):
             self.current.set(parent)
-            return function(*args)
+            return function(*args, **kwargs)
 
         return carried
 
@@ -363,9 +363,9 @@ class ResetOnlyWhenAllIsWell(SetAndReset):
         if inspect.iscoroutinefunction(function):
             return carried
 
-        def careless(*args):
+        def careless(*args, **kwargs):
             token = self.current.set(parent)
-            result = function(*args)
+            result = function(*args, **kwargs)
             self.current.reset(token)
             return result
 
@@ -378,7 +378,7 @@ class OnlyTheCall(CopyOfTheContext):
 
     def carry(self, function):
         context = contextvars.copy_context()
-        return lambda *args: context.copy().run(function, *args)
+        return lambda *args, **kwargs: context.copy().run(function, *args, **kwargs)
 
 
 @wrong("7.4", PASSES_ON)
@@ -388,10 +388,30 @@ class ForgetsTheResult(SetAndReset):
         if inspect.iscoroutinefunction(function):
             return carried
 
-        def forgetful(*args):
-            carried(*args)
+        def forgetful(*args, **kwargs):
+            carried(*args, **kwargs)
 
         return forgetful
+
+
+@wrong("7.4", PASSES_ON)
+class ForgetsNames(SetAndReset):
+    def carry(self, function):
+        carried = super().carry(function)
+        return carried if inspect.iscoroutinefunction(function) else lambda *args: carried(*args)
+
+
+@wrong("7.4", PASSES_ON)
+class ForgetsNamesOfCoroutines(SetAndReset):
+    def carry(self, function):
+        carried = super().carry(function)
+        if not inspect.iscoroutinefunction(function):
+            return carried
+
+        async def carried_async(*args):
+            return await carried(*args)
+
+        return carried_async
 
 
 @wrong("7.4", CANCEL)
@@ -400,8 +420,8 @@ class Shielded(CopyOfTheContext):
         context = contextvars.copy_context()
         if inspect.iscoroutinefunction(function):
 
-            async def carried(*args):
-                return await asyncio.shield(asyncio.create_task(function(*args), context=context.copy()))
+            async def carried(*args, **kwargs):
+                return await asyncio.shield(asyncio.create_task(function(*args, **kwargs), context=context.copy()))
 
             return carried
         return super().carry(function)

@@ -30,24 +30,27 @@ def watch_pass(report, threshold): ...
 @contextlib.asynccontextmanager
 async def watch(report, threshold):
     """The notebook's solution."""
-    loop_thread, stop, lags, beat = threading.get_ident(), threading.Event(), [], [time.perf_counter()]
+    loop_thread, stop, lags = threading.get_ident(), threading.Event(), []
+    beat, number, pause = time.perf_counter(), 0, math.inf  # pause: when the collector began, while it runs
 
     async def heart():
+        nonlocal beat, number
         while True:
             due = time.perf_counter() + 0.01
             await asyncio.sleep(0.01)
-            beat[0] = time.perf_counter()
-            lags.append(beat[0] - due)
+            beat, number = time.perf_counter(), number + 1
+            lags.append(beat - due)
 
-    def collected(phase, info):
-        beat[0] = math.inf if phase == "start" else time.perf_counter()
+    def collected(phase, info):  # a block that makes objects is full of collections: only the pause is taken off
+        nonlocal beat, pause
+        beat, pause = (
+            (beat, time.perf_counter()) if phase == "start" else (beat + time.perf_counter() - pause, math.inf)
+        )
 
-    def look():
-        told = None
+    def look(told=-1):  # told: the number of the beat after which a block was reported
         while not stop.wait(0.01):
-            last = beat[0]
-            if time.perf_counter() - last > threshold and last != told:
-                told = last
+            if pause == math.inf and time.perf_counter() - beat > threshold and number != told:
+                told = number
                 report(sys._current_frames()[loop_thread].f_code.co_name)
 
     gc.callbacks.append(collected)
@@ -56,7 +59,10 @@ async def watch(report, threshold):
     try:
         yield lags
     finally:
-        stop.set(), thread.join(), pulse.cancel(), gc.callbacks.remove(collected)
+        stop.set()
+        pulse.cancel()
+        gc.callbacks.remove(collected)
+        thread.join()
 
 
 @right("7.1")
@@ -111,7 +117,8 @@ class Watch:
 @contextlib.asynccontextmanager
 async def watch_that_asks(report, threshold):
     """The thread asks the loop for a sign of life; a heartbeat on a grid of absolute times is only for the lags."""
-    loop, ident, lags, stop, pauses = asyncio.get_running_loop(), threading.get_ident(), [], threading.Event(), [0]
+    loop, ident, lags, stop = asyncio.get_running_loop(), threading.get_ident(), [], threading.Event()
+    began, paused = None, 0.0  # when the collector began, while it runs; seconds that it took so far
 
     async def heart():
         due = loop.time()
@@ -121,16 +128,20 @@ async def watch_that_asks(report, threshold):
             lags.append(loop.time() - due)
 
     def collected(phase, info):
-        pauses[0] += 1
+        nonlocal began, paused
+        if phase == "start":
+            began = time.perf_counter()
+        else:
+            paused, began = paused + time.perf_counter() - began, None
 
     def look():
         while not stop.wait(0.005):
-            answered, before = threading.Event(), pauses[0]
+            answered, asked, before, told = threading.Event(), time.perf_counter(), paused, False
             loop.call_soon_threadsafe(answered.set)
-            if not answered.wait(threshold) and pauses[0] == before and before % 2 == 0:
-                report(sys._current_frames()[ident].f_code.co_name)
             while not stop.is_set() and not answered.wait(0.01):
-                pass
+                if not told and began is None and time.perf_counter() - asked - (paused - before) > threshold:
+                    told = True
+                    report(sys._current_frames()[ident].f_code.co_name)
 
     gc.callbacks.append(collected)
     thread = threading.Thread(target=look)
@@ -157,32 +168,37 @@ def _variant(
     once=True,
     is_held=lambda age, threshold: age > threshold,
     swallow=False,
+    moved=lambda beat, pause, now: beat + now - pause,
+    key=lambda beat, number: number,
 ):
     """The solution with one thing done differently."""
 
     @contextlib.asynccontextmanager
     async def watch(report, threshold):
-        loop_thread, stop, lags, beat = threading.get_ident(), threading.Event(), [], [time.perf_counter()]
+        loop_thread, stop, lags = threading.get_ident(), threading.Event(), []
+        beat, number, pause = time.perf_counter(), 0, math.inf
 
         async def heart():
+            nonlocal beat, number
             start = time.perf_counter()
             while True:
                 due = time.perf_counter() + period
                 await asyncio.sleep(period)
-                now = time.perf_counter()
-                beat[0] = now
-                lags.append(lag(now, due, period, start, len(lags) + 1))
+                beat, number = time.perf_counter(), number + 1
+                lags.append(lag(beat, due, period, start, number))
 
         def collected(phase, info):
-            beat[0] = math.inf if phase == "start" else time.perf_counter()
+            nonlocal beat, pause
+            now = time.perf_counter()
+            beat, pause = (beat, now) if phase == "start" else (moved(beat, pause, now), math.inf)
 
         def look():
             told = None
             until = time.monotonic() + 3  # a forgotten thread must not outlive the tests
             while not stop.wait(look_every) and time.monotonic() < until:
-                last = beat[0]
-                if is_held(time.perf_counter() - last, threshold + extra) and (last != told or not once):
-                    told = last
+                last, is_first = beat, key(beat, number) != told or not once
+                if pause == math.inf and is_held(time.perf_counter() - last, threshold + extra) and is_first:
+                    told = key(beat, number)
                     report(name(loop_thread))
 
         if with_gc:
@@ -218,6 +234,7 @@ def _named(answer, name):
 
 
 REPORTS = "reports a held loop while it is held"
+COLLECTS = "a collection within a block hides nothing, and tells nothing twice"
 for _lacking, _name, _options in (
     ("names the innermost function", "watch_outermost", {"name": _outermost}),
     ("names the innermost function", "watch_task_name", {"name": lambda thread: "the loop is held"}),
@@ -237,6 +254,8 @@ for _lacking, _name, _options in (
     ("reports within 0.1 s of the threshold", "watch_late", {"extra": 0.2}),
     ("one report for each block", "watch_every_look", {"once": False}),
     ("silent on a pause of the garbage collector", "watch_no_gc", {"with_gc": False}),
+    (COLLECTS, "watch_begins_anew", {"moved": lambda beat, pause, now: now, "key": lambda beat, number: beat}),
+    (COLLECTS, "watch_by_time", {"key": lambda beat, number: beat}),
     ("silent below the threshold", "watch_any_late_beat", {"is_held": lambda age, threshold: age > 0.03}),
     ("at least 50 beats a second", "watch_slow_beat", {"period": 0.035}),
     (
