@@ -294,7 +294,7 @@ def _draw_key(axes: Axes, timeline: Timeline, looks: list[str], *, wakes: bool, 
     for what, symbol in _MARKS.items():
         if what in marks:
             handles.append(Line2D([], [], color=BLOCKED, marker=symbol, linestyle="none", markersize=7, label=what))
-    axes.figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize=8.5)
+    axes.figure.legend(handles=handles, loc="outside lower left", ncols=min(3, len(handles)), fontsize=8.5)
 
 
 def _names_of_waits(timeline: Timeline) -> str:

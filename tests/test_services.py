@@ -221,7 +221,7 @@ def test_two_kernels_are_apart_and_kill_9_of_one_leaves_the_other_and_nothing_el
             second.send_signal(signal.SIGINT)
             os.killpg(second.pid, signal.SIGINT)
         assert second.wait(10) != 0  # KeyboardInterrupt ended it, and atexit its services
-        assert not any([is_there(pid) for pid in two["pids"]])
+        assert all([ends(pid) for pid in two["pids"]])
 
 
 @POSIX
