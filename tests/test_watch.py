@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import queue
 import sys
 import threading
 import time
@@ -146,33 +147,56 @@ def test_names_the_block_before_it_ends():
     assert dog.blocks[0].place.library == "threading.Condition.wait"
 
 
-def test_collections_within_a_block_do_not_hide_it():
-    """Code that makes objects makes the collector run, again and again, for a moment each."""
+class LooksByOrder:
+    """Stands in for what the watchdog's thread waits on: it looks when it is told to, and not by the clock."""
 
-    def makes_objects(dog: Watchdog) -> None:
-        rows, end = [], time.thread_time() + 1.0
-        while not dog.count and time.thread_time() < end:
-            rows.append({"a": [1]})
-            if len(rows) > 10_000:
-                rows.clear()
+    def __init__(self) -> None:
+        self._orders: queue.Queue[bool] = queue.Queue()
+        self._looked: queue.Queue[None] = queue.Queue()
+
+    def acquire(self, timeout: float) -> bool:
+        self._looked.put(None)  # the look before this is over
+        return self._orders.get()
+
+    def release(self) -> None:
+        self._orders.put(True)
+
+    def look(self) -> None:
+        self._orders.put(False)
+        self._looked.get(timeout=5)
+
+
+def test_collections_within_a_block_do_not_hide_it():
+    """Code that makes objects makes the collector run, again and again: here each look finds it at work."""
+
+    def makes_objects(dog: Watchdog, looks: LooksByOrder) -> None:
+        for _ in range(8):
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+            dog._on_gc("start", {})
+            looks.look()
+            dog._on_gc("stop", {})
 
     async def main():
-        keep = [[] for _ in range(300_000)]  # each full collection looks through them: most looks find it at work
-        async with Watchdog(0.05) as dog:
-            await asyncio.sleep(0.03)
-            makes_objects(dog)
-            await asyncio.sleep(0.03)
-        assert len(keep) == 300_000
+        gc.disable()  # only what this test says is a collection
+        try:
+            async with Watchdog(0.05) as dog:
+                dog._running, waits = LooksByOrder(), dog._running
+                while dog._running._looked.empty():  # one more look by the clock, which finds the loop idle
+                    await asyncio.sleep(0.01)
+                dog._running._looked.get()
+                makes_objects(dog, dog._running)
+                await asyncio.sleep(0)
+                dog._running.look()
+        finally:
+            gc.enable()
+        assert waits.locked()
         return dog
 
-    gc.collect()
-    gc.freeze()  # what the other tests have left is not looked through
-    try:
-        dog = run(main)
-    finally:
-        gc.unfreeze()
+    dog = run(main)
     assert dog.count == 1, (list(dog.blocks), dog.pauses)
-    assert dog.blocks[0].place.function.endswith("makes_objects") and not dog.blocks[0].place.library
+    assert 0.1 < dog.blocks[0].seconds and all(place.file == __file__ for place in dog.blocks[0].places)
 
 
 def test_names_a_call_that_keeps_the_interpreter_lock():
