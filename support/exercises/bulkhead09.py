@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from .door import ONCE, PASSES_ON, through
 from .engine import Exercise, three_hints
 from .faults import CANCELS, Calls, cancel_sweep
-from .harness import NO_ERROR, SEEDS, Failed, Prove, observe, plain, prove_clean, tell
+from .harness import SEEDS, Prove, observe, plain, prove_clean, tell
 
-PASSES_ON = "a call's value or error comes out unchanged"
-ONCE = "calls the work once, and waits for it"
 EVERYBODY = "refuses nobody whose own compartment has room"
 LINE = "at most `line` calls of a name wait"
 SIZE = "at most `size` calls of a name work at once"
-NOW = "refuses at once, and before any work"
 IN_TURN = "first come, first served, within a name"
 NEIGHBOUR = "an upstream that hangs moves the other's p99 by 10 % at most"
 APART = "names do not wait for each other"
@@ -44,8 +42,7 @@ class _Bench:
     async def call(self, name: str, label: Any, seconds: float, error: BaseException | None = None,
                    value: Any = "value", drive: Any = None) -> str:  # fmt: skip
         """ "ok", "failed" or "refused"; a CancelledError passes."""
-        loop, mine = asyncio.get_running_loop(), []
-        came = loop.time()
+        mine: list[Any] = []
 
         async def work() -> Any:
             mine.append(label)
@@ -62,30 +59,11 @@ class _Bench:
                 raise error
             return value
 
-        try:
-            got = self.bulkheads.run(name, work)
-            got = await (drive(got) if drive else got)
-        except asyncio.QueueFull as caught:
-            if caught is error:
-                return "failed"
-            self.prove(NOW, not mine, "It began the work, and raised QueueFull all the same.")
-            told = "It raised QueueFull, but first it waited: a full compartment refuses at once."
-            self.prove(NOW, loop.time() == came, told)
-            return "refused"
-        except (asyncio.CancelledError, NotImplementedError, Failed):
-            raise
-        except Exception as caught:
-            if caught is not error:
-                self.prove(PASSES_ON if mine else NO_ERROR, False, f"A call ended with {tell(caught)}.")
-            return "failed"
-        if got is Ellipsis:
-            raise NotImplementedError
-        told = f"The work returned {value!r}, and run returned {plain(repr(got))}."
-        if not mine:
-            told = f"It did not call the work, and returned {plain(repr(got))}: a full compartment raises QueueFull."
-        self.prove(PASSES_ON, got is value and error is None, told if error is None else f"It hid {tell(error)}.")
-        self.prove(ONCE, len(mine) == 1, f"The work of a call was called {len(mine)} times.")
-        return "ok"
+        late = "It raised QueueFull, but first it waited: a full compartment refuses at once."
+        return await through(
+            self.prove, lambda: self.bulkheads.run(name, work), mine, value, error,
+            at_once=0.0, late=late, refused="a full compartment raises QueueFull", drive=drive,
+        )  # fmt: skip
 
     def send(self, name: str, label: Any, seconds: float, error: BaseException | None = None) -> asyncio.Task[str]:
         return asyncio.create_task(self.call(name, label, seconds, error))

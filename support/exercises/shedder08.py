@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from .. import theory
+from .door import NOW, ONCE, PASSES_ON, through
 from .engine import Exercise, three_hints
 from .faults import CANCELS, Calls, cancel_sweep
-from .harness import NO_ERROR, SEEDS, Failed, Prove, observe, plain, prove_clean, tell
+from .harness import SEEDS, Prove, observe, plain, prove_clean, tell
 
-PASSES_ON = "a call's value or error comes out unchanged"
 EVERYBODY = "turns nobody away while there is a place"
 HOUSE = "never more than places in the house"
-NOW = "refuses at once, and before any work"
-ONCE = "calls the work once, and waits for it"
 WORKERS = "as many workers as stated, and no more"
 IN_TURN = "first come, first served"
 ERRORS = "an error gives the place back"
@@ -43,8 +41,7 @@ class _House:
 
     async def call(self, name: Any, seconds: float, error: Exception | None = None, drive: Any = None) -> str:
         """ "ok", "failed" or "refused"; a CancelledError passes."""
-        loop, mine = asyncio.get_running_loop(), []
-        came = loop.time()
+        mine: list[Any] = []
 
         async def work() -> Any:
             mine.append(name)
@@ -55,30 +52,11 @@ class _House:
             return value
 
         value = object()
-        try:
-            got = self.shedder.run(work)
-            got = await (drive(got) if drive else got)
-        except asyncio.QueueFull as caught:
-            if caught is error:
-                return "failed"
-            self.prove(NOW, not mine, "It began the work, and raised QueueFull all the same.")
-            told = "It raised QueueFull while there was time to wait: a refusal that comes late is as bad as a timeout."
-            self.prove(NOW, loop.time() - came < AT_ONCE, told)
-            return "refused"
-        except (asyncio.CancelledError, NotImplementedError, Failed):
-            raise
-        except Exception as caught:
-            if caught is not error:
-                self.prove(PASSES_ON if mine else NO_ERROR, False, f"A call ended with {tell(caught)}.")
-            return "failed"
-        if got is Ellipsis:
-            raise NotImplementedError
-        told = f"The work returned its value, and run returned {plain(repr(got))}."
-        if not mine:
-            told = f"It did not call the work, and returned {plain(repr(got))}: who has no place must get QueueFull."
-        self.prove(PASSES_ON, got is value and error is None, told if error is None else f"It hid {tell(error)}.")
-        self.prove(ONCE, len(mine) == 1, f"The work of a call was called {len(mine)} times.")
-        return "ok"
+        late = "It raised QueueFull while there was time to wait: a refusal that comes late is as bad as a timeout."
+        return await through(
+            self.prove, lambda: self.shedder.run(work), mine, value, error,
+            at_once=AT_ONCE, late=late, refused="who has no place must get QueueFull", drive=drive,
+        )  # fmt: skip
 
     def send(self, name: Any, seconds: float, error: Exception | None = None) -> asyncio.Task[str]:
         return asyncio.create_task(self.call(name, seconds, error))
