@@ -1,19 +1,21 @@
-"""What runs inside the children of `support.programs`: uvicorn with its workers, and a Dask cluster.
+"""What runs inside the children of `support.programs`: uvicorn with its workers, taskiq with its own, a Dask cluster.
 
-Run as a file: `program_process.py workers OPTIONS` or `program_process.py cluster OPTIONS`, with the
-options as JSON. Both print READY when they serve, and end as any program does, at SIGTERM.
+Run as a file: `program_process.py ROLE OPTIONS`, with the options as JSON. The role is workers, job_workers or
+cluster. All tell when they serve, by READY or LISTENING in their log, and end as any program does, at SIGTERM.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import signal
 import sys
 import threading
 import time
 
 READY = "ready to serve"
+LISTENING = "Listening started."  # what each of taskiq's workers logs
 POLL_SECONDS = 0.005
 
 
@@ -58,6 +60,16 @@ def _serves(worker: object) -> bool:
     return False
 
 
+def job_workers(*, arguments: list[str], port: int) -> None:
+    """Run `taskiq worker` with those arguments, until SIGTERM. `port` is not used: job workers listen to a queue."""
+    from taskiq.__main__ import main
+
+    if multiprocessing.get_start_method() == "forkserver":  # from Python 3.14 on: there taskiq's workers log nothing
+        multiprocessing.set_start_method("spawn", force=True)
+    sys.argv = ["taskiq", "worker", *arguments]
+    main()
+
+
 def cluster(*, port: int, workers: int, folder: str) -> None:
     """Run a Dask scheduler and its workers, one thread each, until SIGTERM."""
     from distributed import LocalCluster
@@ -71,4 +83,4 @@ def cluster(*, port: int, workers: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    {"workers": workers, "cluster": cluster}[sys.argv[1]](**json.loads(sys.argv[2]))
+    {"workers": workers, "job_workers": job_workers, "cluster": cluster}[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -17,7 +17,7 @@ from typing import Any
 from support import program_process
 from support.balancer import Balancer, start_balancer
 from support.program_base import Program, expect, launch
-from support.program_process import READY
+from support.program_process import LISTENING, READY
 
 __all__ = [
     "Balancer",
@@ -90,9 +90,8 @@ def start_job_worker(broker: str, *, workers: int = 1, name: str | None = None, 
     """
     _expect_import(broker, "broker")
     _expect_count(workers)
-    command = [sys.executable, "-P", "-m", "taskiq", "worker", broker, "--workers", str(workers), *options]
-    return launch(Program, name or broker, "job worker", command, "Listening started.",
-                  times=workers, env=env)  # fmt: skip
+    command = _own("job_workers", arguments=[broker, "--workers", str(workers), *options])
+    return launch(Program, name or broker, "job worker", command, LISTENING, times=workers, env=env)
 
 
 def start_cluster(workers: int = 2, *, name: str = "cluster") -> Cluster:
