@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -60,10 +61,10 @@ class Upstreams:
         self.calls, self.connections = Counter[str](), 0
         self._dice = {name: random.Random(f"{seed} {name}") for name in MEANS}
         self._workers = {name: asyncio.Semaphore(WORKERS) for name in MEANS}
-        self._pool = asyncio.Semaphore(settings.connections)
+        self._pool = asyncio.Semaphore(sys.maxsize if settings.bulkhead else settings.connections)
 
     async def fetch(self, name: str, path: str, headers: Any, timeout: float | None) -> Reply:
-        """One call, over the one pool of connections, or over a connection of its own."""
+        """One call: with a bulkhead over connections of its name, else over one pool for all, or a new connection."""
         async with self._connection():
             self.calls[name] += 1
             if name == self.fails and self.state != "well":
