@@ -205,8 +205,8 @@ def bars(
             textcoords="offset points",
             va="center",
             fontsize=9,
-            zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # a line that crosses the words stays behind them
+            zorder=5,  # a line that crosses the words stays behind them
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
