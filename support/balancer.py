@@ -39,9 +39,11 @@ listen course
     http-check expect status 200
     stats enable
     stats uri {status}
+    {cookie}
     default-server check inter {inter}ms fall 2 rise 1
 {servers}
 """
+_STICKY = "cookie replica insert indirect nocache httponly"
 _NGINX = """
 daemon off;
 worker_processes 1;
@@ -111,7 +113,7 @@ class Balancer(Program):
 
 
 def start_balancer(urls: Sequence[str], *, algorithm: str = "leastconn", health: str = "/ready", retries: int = 0,
-                   must_check: bool = False, name: str = "balancer") -> Balancer | None:  # fmt: skip
+                   must_check: bool = False, sticky: bool = False, name: str = "balancer") -> Balancer | None:  # fmt: skip
     """Start HAProxy in front of servers of this machine, or nginx where there is no HAProxy; return when it listens.
 
     Where there is neither, print what is skipped and how to install one, and return None.
@@ -121,6 +123,7 @@ def start_balancer(urls: Sequence[str], *, algorithm: str = "leastconn", health:
         a second.
     retries: how often a request whose server refused the connection is tried at another server.
     must_check: only HAProxy will do, because nginx asks no server for its health.
+    sticky: a visitor gets a cookie that names his server, and comes back to it while it serves. Only HAProxy will do.
     Raises ValueError for bad input, RuntimeError with the reason when it does not start.
     """
     given = [urls] if isinstance(urls, str) else list(urls)
@@ -135,11 +138,14 @@ def start_balancer(urls: Sequence[str], *, algorithm: str = "leastconn", health:
     )
     addresses = [urlsplit(url).netloc for url in given]
     if haproxy := find("haproxy"):
-        servers = "\n".join(f"    server server{number} {address}" for number, address in enumerate(addresses))
+        mark = " cookie server{}".format if sticky else lambda number: ""
+        servers = "\n".join(
+            f"    server server{number} {address}{mark(number)}" for number, address in enumerate(addresses)
+        )
         config = _HAPROXY.format(port="{port}", retries=retries, algorithm=algorithm, health=health, status=STATUS_PATH,
-                                 inter=CHECK_MILLISECONDS, servers=servers)  # fmt: skip
+                                 inter=CHECK_MILLISECONDS, servers=servers, cookie=_STICKY if sticky else "")  # fmt: skip
         command, file, checks = [haproxy, "-db", "-f", "haproxy.cfg"], "haproxy.cfg", True
-    elif not must_check and (nginx := find("nginx")):
+    elif not (must_check or sticky) and (nginx := find("nginx")):
         servers = "\n".join(f"        server {address} max_fails=1 fail_timeout=1s;" for address in addresses)
         config = _NGINX.format(port="{port}", folder="{folder}", algorithm=ALGORITHMS[algorithm], servers=servers,
                                tries=retries + 1)  # fmt: skip

@@ -5,6 +5,9 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections.abc import Callable
+
+import numpy as np
 
 
 def simulated_wait(
@@ -33,3 +36,28 @@ def simulated_wait(
         heapq.heapreplace(free, start + dice.expovariate(1 / service_time))
     counted = sorted(waits[arrivals // 10 :])
     return counted[int(q * len(counted))]
+
+
+def oldest_job_ages(
+    too_much: Callable[[float, float], bool], *, rate: int = 30, cpu_s: float = 0.005,
+    start_s: float = 5, seconds: int = 60
+) -> list[float]:  # fmt: skip
+    """How old the oldest job in a queue is, in seconds, ten times a second, where a signal starts the workers.
+
+    A model: `rate` jobs a second come evenly, in threes at 30; a worker takes 0.1 s for each job and computes for `cpu_s`
+    of that. There is one worker. too_much(age, cpu) is asked each time with the age of the oldest job and the fraction
+    of a core that a worker uses; where it answers True one more worker is started, one at a time, in `start_s` seconds.
+    Raises ValueError for a rate that is not a multiple of 10.
+    """
+    if type(rate) is not int or rate % 10 or rate <= 0:
+        raise ValueError(f"oldest_job_ages: the model steps by 0.1 s, so rate must be 10, 20, ..., not {rate!r}.")
+    each, done, ready_at, ages = rate // 10, 0, [0.0], []
+    came = np.arange(rate * seconds) // each / 10
+    for now in np.arange(10 * seconds) / 10:
+        waits = int((came <= now).sum()) - done
+        busy = min(waits, sum(at <= now for at in ready_at))  # workers
+        done += busy
+        ages.append(max(0.0, float(now - came[min(done, len(came) - 1)])))
+        if now >= ready_at[-1] and too_much(ages[-1], busy / len(ready_at) * cpu_s / 0.1):
+            ready_at.append(now + start_s)
+    return ages

@@ -82,3 +82,30 @@ def draw_gain(
     axes.set_xticks(sizes_ms, [f"{size:g}" for size in sizes_ms])
     axes.minorticks_off()
     axes.legend(loc="upper left", fontsize=8)
+
+
+def draw_fullest(axes: Axes, servers: Sequence[int], most: Mapping[int, Sequence[float]], runs: Sequence[int]) -> float:
+    """Requests at the fullest of n servers, n requests at once, against n; return the worst residual.
+
+    most: for 1 and for 2 random choices, the mean over `runs` runs for each number of servers. The laws are the
+    expected maxima, `theory.most_in_one_bin`; least connections, with news that is fresh, stays at 1.
+    Raises KeyError for another number of choices.
+    """
+    looks = {1: ("random", "ln n / ln ln n", {"marker": "s", "color": figures.BLOCKED}),
+             2: ("two choices", "ln ln n / ln 2", {"marker": "o", "color": figures.MEASURED})}  # fmt: skip
+    residuals = []
+    for choices, means in most.items():
+        name, growth, style = looks[choices]
+        law = [theory.most_in_one_bin(n, choices) for n in servers]
+        axes.annotate(name, (servers[-1], law[-1]), xytext=(-14, 5), textcoords="offset points", ha="right")
+        label = f"{name}, mean of {min(runs)} to {max(runs)} runs"
+        formula = f"expected maximum, {name}; grows as {growth}"
+        points = [[mean] for mean in means]
+        residuals.append(
+            figures.measured_against_theory(axes, servers, points, law, **style, label=label, formula=formula)
+        )
+    axes.axhline(1, color=figures.NETWORK, label="least connections, with news that is fresh: 1")
+    axes.set(xlabel="servers n, and as many requests at once", ylabel="requests at the fullest")
+    axes.set(xscale="log", ylim=(0, 13))
+    axes.legend(loc="upper left")
+    return max(residuals)

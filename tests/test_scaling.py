@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from support import scaling
+from support import scaling, theory
 
 LAWS = {"memory": ("limit x W", [20, 40, 80]), "Redis": ("limit", [20, 20, 20])}
 
@@ -43,3 +43,14 @@ def test_the_gain_of_a_cluster_has_both_break_evens() -> None:
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.5", "5", "40"]
     with pytest.raises(ValueError, match="workers cannot be 1"):
         scaling.draw_gain(axes, (1,), [[1]], 1.0, 1, 1.0)
+
+
+def test_the_fullest_server_is_drawn_beside_its_laws() -> None:
+    axes = Figure().subplots()
+    laws = {choices: [theory.most_in_one_bin(n, choices) for n in (10, 100)] for choices in (1, 2)}
+    assert scaling.draw_fullest(axes, (10, 100), laws, (5, 9)) == pytest.approx(0)
+    assert "random, mean of 5 to 9 runs" in labels(axes) and axes.get_xscale() == "log"
+    off = {1: laws[1], 2: [1.1 * one for one in laws[2]]}
+    assert scaling.draw_fullest(Figure().subplots(), (10, 100), off, (5, 9)) == pytest.approx(0.1)
+    with pytest.raises(KeyError):
+        scaling.draw_fullest(axes, (10, 100), {3: laws[1]}, (5, 9))
