@@ -11,6 +11,7 @@ Names are looked up in a table, and every connection is noted before it is made.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import os
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -115,6 +117,33 @@ def welcome(upstream: int) -> list[str]:
         f"http://xn--bcher-kva.practice:{upstream}/item/6", f"{good}/item/7?next=http://127.0.0.1/&mail=a@b",
         f"{good}/item/8#@169.254.169.254",
     ]  # fmt: skip
+
+
+async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """For asyncio.start_server: reads a line and closes, as a database does when it hears HTTP."""
+    await reader.readline()
+    writer.close()
+
+
+def address(listening: asyncio.Server) -> str:
+    """The URL of a server of asyncio.start_server."""
+    return "http://{}:{}".format(*listening.sockets[0].getsockname())
+
+
+def nested(gateway: str, depth: int) -> str:
+    """A URL that makes a gateway that fetches URLs ask itself, twice in each of ``depth`` levels."""
+    inner = quote(nested(gateway, depth - 1), safe="") if depth else ""
+    return f"{gateway}/gateway/aggregate?services={inner}%2C{inner}" if depth else f"{gateway}/seen"
+
+
+def told(part: Mapping[str, Any]) -> str:
+    """What a part of an answer tells about the network behind: its data, or which error it names."""
+    if "error" not in part:
+        return str(part)
+    for known in ("Connect call failed", "Server disconnected"):
+        if known in part["error"]:
+            return known
+    return "another error"
 
 
 class Network:

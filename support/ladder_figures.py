@@ -1,4 +1,5 @@
-"""The figures of chapter 09 about protections: a slow neighbour, the protection ladder, the gateway's door."""
+"""The figures of chapter 09 about protections: a slow neighbour, the protection ladder, the gateway's door; what a slow
+client holds, and what the finished gateway wins."""
 
 from __future__ import annotations
 
@@ -143,4 +144,58 @@ def door(
     right.set_ylim(-0.5, 1.55 * top)
     for axes in (left, right):
         axes.legend(loc="upper left" if axes is left else "upper right")
+    return figure
+
+
+def slow_client(traces: Mapping[str, Sequence[Sequence[float]]], *, kernel: float) -> Figure:
+    """What an upstream sent for a client that reads slowly, by gateway: first one that holds all, then one that streams.
+
+    Args:
+        traces: seconds, bytes that the upstream has sent, bytes that the client has read.
+        kernel: bytes that the buffers of the connections between the two may hold.
+    """
+    figure, axes = figures.new_figure(height=2.9)
+    looks = (("--", figures.BLOCKED), ("-", figures.MEASURED))
+    for (way, (when, sent, _)), (style, color) in zip(traces.items(), looks, strict=True):
+        axes.plot(when, np.asarray(sent) / 1e6, style, color=color, label=f"{way}: sent by the upstream")
+    *_, (way, (when, _, got)) = traces.items()
+    label = "read + the kernel's buffers: 2 (4 + 6) MiB, Linux"
+    axes.plot(when, (np.asarray(got) + kernel) / 1e6, color=figures.THEORY, linewidth=1, label=label)
+    axes.plot(when, np.asarray(got) / 1e6, ":", color=figures.OTHER, label=f"{way}: read by the client")
+    axes.set(title="A slow client leaves after 8 MB of 65: how much was sent for it?", xlabel="time (s)", ylabel="MB")
+    axes.legend(loc="center right")
+    return figure
+
+
+def gains(
+    seen: Mapping[str, tuple[Sequence[float], float]], bounds: Mapping[str, float], rounds: Sequence[tuple[float, float]],
+    by_work: float,
+) -> Figure:  # fmt: skip
+    """How many times the naive rate the finished gateway answers; and how long one aggregate takes.
+
+    Args:
+        seen: by case, the gain of each round, and the gain by CPU time.
+        bounds: by case, the gain that is asserted.
+        rounds: pairs of bare calls and the gateway, in times of the ideal.
+        by_work: the ideal and the gateway's CPU time, in times of the ideal.
+    """
+    figure, (left, right) = figures.new_figure(height=3.2, columns=2)
+    diamond = {"markersize": 8, "markerfacecolor": "none", "color": figures.THEORY}
+    for row, (case, (times, by_cpu)) in enumerate(seen.items()):
+        hidden = "_" * row  # one entry each in the legend
+        left.plot(times, [row] * len(times), "o", color=figures.MEASURED, alpha=0.5, label=f"{hidden}a round")
+        left.plot([bounds[case]] * 2, [row - 0.35, row + 0.35], color=figures.BLOCKED, label=f"{hidden}asserted bound")
+        left.plot(by_cpu, row, "D", label=f"{hidden}the same, by CPU time", **diamond)
+    left.set(title="How many times the naive rate?", xlabel="times (logarithmic)", xscale="log", xlim=(0.8, 200))
+    left.set_ylim(len(seen) - 0.4, -1.9)
+    left.set_yticks(range(len(seen)), seen)
+    left.set_xticks((1, 10, 100), ("1", "10", "100"))
+    for who, times in zip(("bare calls", "gateway"), zip(*rounds, strict=True), strict=True):
+        right.plot(times, [who] * len(times), "o", color=figures.MEASURED)
+    right.plot([by_work], ["gateway"], "D", label="the ideal + CPU time", **diamond)
+    for bound, style, what in ((1.6, "-", "a quiet machine, best"), (2.5, "--", "asserted, best")):
+        right.axvline(bound, 0, 0.5, linestyle=style, color=figures.BLOCKED, label=f"{what} < {bound}")
+    right.set(title="50 calls of 20 ms: how long?", xlabel="times 20 ms", xlim=(1, 3.2), ylim=(1.6, -1.9))
+    for axes in (left, right):
+        axes.legend()
     return figure

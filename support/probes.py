@@ -307,3 +307,32 @@ def stalled_reader(seconds: float) -> Iterator[IO[str]]:
     finally:
         gone.set()
         reader.join()
+
+
+async def read_slowly(
+    url: str, pieces: int, sent: list[int], ended: list[Any], *, size: int = 2**16, pause: float = 0.002
+) -> list[tuple[float, int, int]]:
+    """Read the first ``pieces`` of an answer, a pause after each, and leave in the middle of it.
+
+    Args:
+        sent: the upstream appends to it how many bytes it sends. It is emptied first.
+        ended: the gateway between the two appends to it when the exchange has ended. It is emptied first, and waited for.
+        size: bytes of a piece, and of what is read ahead.
+        pause: seconds after each piece.
+
+    Returns a row for each piece: seconds since the start, bytes that were sent until then, bytes that were read.
+    Raises asyncio.IncompleteReadError for an answer that is shorter, and aiohttp.ClientError when there is none.
+    """
+    import aiohttp
+
+    sent.clear()
+    ended.clear()
+    rows, start = [], time.perf_counter()
+    async with aiohttp.ClientSession(read_bufsize=size) as session, session.get(url) as answer:
+        for number in range(1, pieces + 1):
+            await answer.content.readexactly(size)
+            rows.append((time.perf_counter() - start, sum(sent), number * size))
+            await asyncio.sleep(pause)
+    while not ended:
+        await asyncio.sleep(0.01)  # the gateway has yet to hear that the client has left
+    return rows

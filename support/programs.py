@@ -1,4 +1,4 @@
-"""Programs beside a notebook that are more than one process: workers, job workers, a cluster, a balancer.
+"""Programs beside a notebook that are more than one process: workers, job workers, a cluster, a balancer, a pooler.
 
 Each is kept by a process of its own, as Postgres and Redis are (`support.service_process`): it ends
 with `stop()`, with the chapter, or when the kernel is gone, however that ended, and so does every
@@ -16,16 +16,19 @@ from typing import Any
 
 from support import program_process
 from support.balancer import Balancer, start_balancer
+from support.pooler import Pooler, start_pooler
 from support.program_base import Program, expect, launch
 from support.program_process import LISTENING, READY
 
 __all__ = [
     "Balancer",
     "Cluster",
+    "Pooler",
     "Program",
     "start_balancer",
     "start_cluster",
     "start_job_worker",
+    "start_pooler",
     "start_program",
     "start_workers",
 ]

@@ -62,6 +62,25 @@ async def through(upstream, **defence) -> hostile.Tally:
         return await hostile.run(network, SECRET, **defence)
 
 
+def test_what_the_chapter_asks_of_a_gateway_beside_the_battery() -> None:
+    assert hostile.nested("http://g", 0) == "http://g/seen"
+    assert hostile.nested("http://g", 2).count("aggregate%3Fservices%3D") == 2
+    assert hostile.told({"secret": 1}) == "{'secret': 1}" and hostile.told({"error": "boom"}) == "another error"
+    assert hostile.told({"error": "... Connect call failed (...)"}) == "Connect call failed"
+
+    async def heard() -> bytes:
+        async with await asyncio.start_server(hostile.hangs_up, "127.0.0.1", 0) as listening:
+            host, _, port = hostile.address(listening).removeprefix("http://").partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET / HTTP/1.1\r\n")
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+
+    assert asyncio.run(heard()) == b""
+
+
 def listed(network: hostile.Network) -> Guard:
     ports = dict.fromkeys(hostile.LISTED, {network.upstream}) | dict.fromkeys(hostile.PARTNERS, {80, network.canary})
     return Guard(ports, resolve=network.resolve, allow_loopback_for_practice=hostile.LISTED)

@@ -113,3 +113,22 @@ def test_the_figures_are_drawn():
     door = ladder_figures.door({4: 0.1, 9: 0.2}, {4: 0.1, 9: 0.2}, waits, surge=((0.5, 5), (3, 5), (0.5, 23)))
     for each in (figure, drawn, door):
         assert len(figures.png(each)) > 10_000
+
+
+def test_the_figures_of_the_slow_client_and_of_the_gains_show_each_row_once():
+    figure = ladder_figures.slow_client(
+        {way: [[0, 1], [1e6, 9e6], [0, 8e6]] for way in ("whole", "relay")}, kernel=20e6
+    )
+    [axes] = figure.axes
+    assert [line.get_label().split(":")[0] for line in axes.lines] == [
+        "whole", "relay", "read + the kernel's buffers", "relay"]  # fmt: skip
+    assert list(axes.lines[2].get_ydata()) == [20, 28]
+    seen = {"3 services": ([1.5, 2], 1.7), "cache on": ([12], 11)}
+    figure = ladder_figures.gains(seen, {"3 services": 1.3, "cache on": 10}, [(1.1, 1.5), (1.2, 1.6)], 1.4)
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_legend().texts] == [
+        "a round",
+        "asserted bound",
+        "the same, by CPU time",
+    ]
+    assert [text.get_text() for text in left.get_yticklabels()] == list(seen) and len(right.lines) == 5

@@ -250,3 +250,26 @@ def test_a_server_is_watched_from_outside_while_work_runs(tmp_path, monkeypatch)
         asyncio.run(main())
     with pytest.raises(ValueError, match=r"needs a server that runs, and there is no process \d+"):
         asyncio.run(probes.server_beside(server, lambda: None))
+
+
+def test_a_slow_reader_notes_what_was_sent_and_waits_until_its_leaving_was_heard():
+    sent, ended = [7], ["an older one"]
+
+    async def hose(scope, receive, send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError("no lifespan")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                sent.append(1000)
+                await send({"type": "http.response.body", "body": bytes(1000), "more_body": True})
+                await asyncio.sleep(0)
+                if len(sent) > 100 and (await receive())["type"] == "http.disconnect":
+                    break
+        finally:
+            ended.append("now")
+
+    with serve(hose, in_process=True, name="hose") as server:
+        rows = asyncio.run(probes.read_slowly(server.url, 5, sent, ended, size=1000))
+    assert ended == ["now"] and [read for _, _, read in rows] == [1000, 2000, 3000, 4000, 5000]
+    assert all(read <= gone for _, gone, read in rows) and rows == sorted(rows)
