@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from support.balancer import Balancer, start_balancer
@@ -25,9 +26,9 @@ class Replicas:
     def __init__(self, app: str, env: Mapping[str, str] | None = None, **graceful: int) -> None:
         expect(bool(graceful), "Replicas() needs at least one name with its graceful timeout, as in first=5.")
         self._app, self._env = app, env
-        self._running: dict[str, Program] = {}
-        for name, seconds in graceful.items():
-            self.start(name, seconds)
+        self._running: dict[str, Program] = dict.fromkeys(graceful)  # in this order
+        with ThreadPoolExecutor(len(graceful)) as pool:  # side by side; the first failure is raised
+            list(pool.map(self.start, graceful, graceful.values()))
 
     def __getitem__(self, name: str) -> Program:
         return self._running[name]
