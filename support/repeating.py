@@ -6,7 +6,8 @@ may run again, up to a limit; what it asserts afterwards stays the same.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -26,3 +27,25 @@ async def repeats(
     while len(results) < most and (len(results) < least or not enough(results)):
         results.append(await measure())
     return results
+
+
+async def by_turns(
+    measure: Callable[[str], Awaitable[float]], turns: Sequence[Sequence[str]], enough: Callable[[dict[str, float]], bool],
+    *, most: int = 3
+) -> dict[str, float]:  # fmt: skip
+    """The least that `await measure(way)` gave for each way, of all the times that it was its turn.
+
+    turns: the ways in the order in which they are measured, so that what else runs comes to all of them. All turns are
+        taken again until `enough(least so far, by way)`, or `most` times.
+    Raises ValueError without a turn, or for most < 1, and whatever `measure` or `enough` raises.
+    """
+    if not any(turns):
+        raise ValueError(f"by_turns(): it takes at least one turn with a way in it, not {turns!r}.")
+    seen: defaultdict[str, list[float]] = defaultdict(list)
+
+    async def all_turns() -> dict[str, float]:
+        for way in (way for turn in turns for way in turn):
+            seen[way].append(await measure(way))
+        return {way: min(values) for way, values in seen.items()}
+
+    return (await repeats(all_turns, lambda least: enough(least[-1]), least=1, most=most))[-1]
