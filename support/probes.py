@@ -16,10 +16,12 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
+READ_WITHIN = 0.05  # seconds: a process that does not wait until then is read while it computes
 
 async def seconds(awaitable: Awaitable[Any]) -> float:
     """Real seconds until ``awaitable`` is done. Its exceptions pass."""
@@ -192,10 +194,22 @@ async def process_seconds(pids: Sequence[int], awaitable: Awaitable[Any]) -> tup
     They do not grow when other programs keep the machine busy. Linux counts them exactly, other
     systems in steps of about 10 ms. Not a number (``math.nan``) when one of the processes is not
     here, as with a database on another machine. Exceptions of ``awaitable`` pass.
+
+    A process is read when it waits: Linux adds up only then, or every few milliseconds. And a server is not
+    done when its answer is there: what it does after the last byte belongs to it as well. One that computes
+    all the time is read after READ_WITHIN seconds.
     """
-    before = [_used_by(pid) for pid in pids]
+    before = [await _used_when_idle(pid) for pid in pids]
     result = await awaitable
-    return result, sum(_used_by(pid) for pid in pids) - sum(before)
+    return result, sum([await _used_when_idle(pid) for pid in pids]) - sum(before)
+
+
+async def _used_when_idle(pid: int) -> float:
+    until = time.monotonic() + READ_WITHIN
+    with contextlib.suppress(OSError):  # not Linux, or no such process
+        while time.monotonic() < until and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R":
+            await asyncio.sleep(0.0005)
+    return _used_by(pid)
 
 
 def _used_by(pid: int) -> float:

@@ -105,6 +105,23 @@ def test_the_processor_seconds_of_other_processes_are_theirs_alone():
     assert rested < 0.05 and math.isnan(unknown)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processor time is counted in steps of 10 ms")
+def test_what_a_process_does_after_its_answer_is_counted_too():
+    tail = "import sys\nfor line in sys.stdin:\n print(flush=True)\n sum(range(300_000))"
+    with subprocess.Popen([sys.executable, "-c", tail], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+
+        def ask() -> None:
+            print(file=child.stdin, flush=True)
+            child.stdout.readline()
+
+        async def main() -> list[float]:
+            await asyncio.to_thread(ask)  # its imports
+            return [(await probes.process_seconds([child.pid], asyncio.to_thread(ask)))[1] for _ in range(10)]
+
+        used = asyncio.run(main())
+    assert min(used) > 0.5 * max(used), used
+
+
 def test_a_sleeping_loop_asks_rarely_and_a_polling_one_often():
     async def sleeps() -> None:
         await asyncio.gather(*[asyncio.sleep(seconds) for seconds in (0.02, 0.04, 0.06)])
