@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import psutil
 
-READ_WITHIN = 0.05  # seconds: a process that does not wait until then is read while it computes
+READ_WITHIN = 1.0  # seconds: a process that does not wait until then is read while it computes
 
 async def seconds(awaitable: Awaitable[Any]) -> float:
     """Real seconds until ``awaitable`` is done. Its exceptions pass."""
@@ -199,17 +199,22 @@ async def process_seconds(pids: Sequence[int], awaitable: Awaitable[Any]) -> tup
     done when its answer is there: what it does after the last byte belongs to it as well. One that computes
     all the time is read after READ_WITHIN seconds.
     """
-    before = [await _used_when_idle(pid) for pid in pids]
-    result = await awaitable
-    return result, sum([await _used_when_idle(pid) for pid in pids]) - sum(before)
-
-
-async def _used_when_idle(pid: int) -> float:
     until = time.monotonic() + READ_WITHIN
-    with contextlib.suppress(OSError):  # not Linux, or no such process
-        while time.monotonic() < until and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R":
-            await asyncio.sleep(0.0005)
-    return _used_by(pid)
+    while _computes(pids) and time.monotonic() < until:
+        time.sleep(0.0005)  # not asyncio.sleep: an awaitable that is a task already would begin meanwhile
+    before = sum(_used_by(pid) for pid in pids)
+    result = await awaitable
+    until = time.monotonic() + READ_WITHIN
+    while _computes(pids) and time.monotonic() < until:
+        await asyncio.sleep(0.0005)
+    return result, sum(_used_by(pid) for pid in pids) - before
+
+
+def _computes(pids: Sequence[int]) -> bool:
+    """Whether one of these processes runs, or could if it had a processor. False where there is no /proc."""
+    with contextlib.suppress(OSError, IndexError):
+        return any(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R" for pid in pids)
+    return False
 
 
 def _used_by(pid: int) -> float:

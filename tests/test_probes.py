@@ -78,7 +78,7 @@ def test_work_on_the_loop_makes_it_late_and_sleep_costs_no_processor_time():
 
 
 def test_the_processor_seconds_of_other_processes_are_theirs_alone():
-    spin = "import sys, time; print(flush=True)\nwhile time.process_time() < 0.4: pass\nprint(flush=True); sys.stdin.read()"
+    spin = "import sys, time; print(flush=True); sys.stdin.readline()\nwhile time.process_time() < 0.4: pass\nprint(flush=True); sys.stdin.read()"
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for code in (spin, "import sys; print(flush=True); sys.stdin.read()")
@@ -89,7 +89,12 @@ def test_the_processor_seconds_of_other_processes_are_theirs_alone():
         busy, idle = (process.pid for process in both)
 
         async def main() -> list[tuple[object, float]]:
-            at_work = probes.process_seconds([busy, idle], asyncio.to_thread(both[0].stdout.readline))
+            def work() -> bytes:
+                both[0].stdin.write(b"\n")
+                both[0].stdin.flush()
+                return both[0].stdout.readline()
+
+            at_work = probes.process_seconds([busy, idle], asyncio.create_task(asyncio.to_thread(work)))
             return [
                 await at_work,
                 await probes.process_seconds([busy, idle], asyncio.sleep(0.2, "slept")),
@@ -108,7 +113,9 @@ def test_the_processor_seconds_of_other_processes_are_theirs_alone():
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processor time is counted in steps of 10 ms")
 def test_what_a_process_does_after_its_answer_is_counted_too():
     tail = "import sys\nfor line in sys.stdin:\n print(flush=True)\n sum(range(300_000))"
-    with subprocess.Popen([sys.executable, "-c", tail], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", tail], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
 
         def ask() -> None:
             print(file=child.stdin, flush=True)
