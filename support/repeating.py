@@ -31,7 +31,7 @@ async def repeats(
 
 async def by_turns(
     measure: Callable[[str], Awaitable[float]], turns: Sequence[Sequence[str]], enough: Callable[[dict[str, float]], bool],
-    *, most: int = 3
+    *, most: int = 8
 ) -> dict[str, float]:  # fmt: skip
     """The least that `await measure(way)` gave for each way, of all the times that it was its turn.
 
