@@ -9,7 +9,6 @@ from jwt.utils import base64url_decode
 from support import tokens
 
 LOGIN = tokens.Login()
-BATTERY = LOGIN.battery()
 FLAWS = {
     "expired": jwt.ExpiredSignatureError,
     "no exp": jwt.MissingRequiredClaimError,
@@ -35,33 +34,39 @@ def checked(token: str, options: dict | None = None, key: str = LOGIN.public) ->
     return jwt.decode(token, key, algorithms=["EdDSA"], audience="shop", issuer=LOGIN.issuer, options=wanted)
 
 
-def test_the_good_one_is_good_and_the_only_one():
-    assert checked(BATTERY["good"])["sub"] == tokens.HONEST
-    assert [*BATTERY] == [*FLAWS, "good"]
+@pytest.fixture
+def battery() -> dict[str, str]:
+    """Made for each test: tokens that are made when tests are collected have expired before the whole suite comes to them."""
+    return LOGIN.battery()
+
+
+def test_the_good_one_is_good_and_the_only_one(battery):
+    assert checked(battery["good"])["sub"] == tokens.HONEST
+    assert [*battery] == [*FLAWS, "good"]
 
 
 @pytest.mark.parametrize("name", FLAWS)
-def test_each_is_refused_for_what_its_name_says(name):
+def test_each_is_refused_for_what_its_name_says(battery, name):
     with pytest.raises(jwt.InvalidTokenError) as refused:
-        checked(BATTERY[name])
+        checked(battery[name])
     assert type(refused.value) is FLAWS[name]
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_those_that_the_login_signed_have_one_flaw_only(name):
-    assert checked(BATTERY[name], LEFT_OUT[name])["sub"] == tokens.LIAR
+def test_those_that_the_login_signed_have_one_flaw_only(battery, name):
+    assert checked(battery[name], LEFT_OUT[name])["sub"] == tokens.LIAR
 
 
 @pytest.mark.parametrize("name", ["other key", "payload changed", "alg none", "HS256, public key"])
-def test_those_that_nobody_signed_claim_what_a_good_one_does(name):
-    claims = jwt.decode(BATTERY[name], options={"verify_signature": False})
-    good = checked(BATTERY["good"])
+def test_those_that_nobody_signed_claim_what_a_good_one_does(battery, name):
+    claims = jwt.decode(battery[name], options={"verify_signature": False})
+    good = checked(battery["good"])
     assert claims.keys() == good.keys() and claims["sub"] == tokens.LIAR
     assert (claims["aud"], claims["iss"]) == (good["aud"], good["iss"]) and claims["exp"] - claims["iat"] == 300
 
 
-def test_algorithm_confusion_is_a_true_hmac_of_the_public_key_and_pyjwt_refuses_such_a_secret():
-    token = BATTERY["HS256, public key"]
+def test_algorithm_confusion_is_a_true_hmac_of_the_public_key_and_pyjwt_refuses_such_a_secret(battery):
+    token = battery["HS256, public key"]
     signed, _, signature = token.rpartition(".")
     hs256 = jwt.get_algorithm_by_name("HS256")
     assert hs256.verify(signed.encode(), LOGIN.public.encode(), base64url_decode(signature))
@@ -69,12 +74,12 @@ def test_algorithm_confusion_is_a_true_hmac_of_the_public_key_and_pyjwt_refuses_
         jwt.decode(token, LOGIN.public, algorithms=["HS256"], audience="shop")
 
 
-def test_the_changed_payload_keeps_the_header_and_the_signature_of_the_good_one():
-    parts, good = (BATTERY[name].split(".") for name in ("payload changed", "good"))
+def test_the_changed_payload_keeps_the_header_and_the_signature_of_the_good_one(battery):
+    parts, good = (battery[name].split(".") for name in ("payload changed", "good"))
     assert (parts[0], parts[2]) == (good[0], good[2]) and parts[1] != good[1]
-    assert jwt.get_unverified_header(BATTERY["alg none"])["alg"] == "none" and BATTERY["alg none"].endswith(".")
+    assert jwt.get_unverified_header(battery["alg none"])["alg"] == "none" and battery["alg none"].endswith(".")
 
 
-def test_another_login_has_another_key():
+def test_another_login_has_another_key(battery):
     with pytest.raises(jwt.InvalidSignatureError):
-        checked(BATTERY["good"], key=tokens.Login().public)
+        checked(battery["good"], key=tokens.Login().public)
