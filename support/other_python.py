@@ -36,8 +36,7 @@ def in_each_python(function: Callable[[], Any]) -> dict[str, Any]:
     """What `function()` returns in a process of its own: {"with the GIL": ..., "without": ...}.
 
     Its source is sent to this Python and to a free-threaded one; where there is none, a sentence says how to get one,
-    and the second key is missing. So it
-    takes nothing, imports what it needs, and returns what JSON can hold.
+    and the second key is missing. So it takes nothing, imports what it needs, and returns what JSON can hold.
     Raises TypeError for what is not a plain function, RuntimeError with its error when it fails there.
     """
     plain = inspect.isfunction(function) and function.__name__ != "<lambda>" and not function.__closure__
