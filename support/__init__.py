@@ -24,7 +24,7 @@ _ROOM_OF = {
     "hint": "exercises",
     "progress": "exercises",
     "score": "exercises",
-    "by_turns": "repeating",
+    "in_pairs": "repeating",
     "repeats": "repeating",
     "run_script": "sandbox",
     "run_cells": "sandbox",

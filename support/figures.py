@@ -180,9 +180,10 @@ def ladder(axes: Axes, rungs: Mapping[str, Sequence[float]], *, unit: str) -> No
 
 
 def bars(
-    axes: Axes, values: Mapping[str, float], *, unit: str, theory: Mapping[str, float] | None = None, digits: int = 2
-) -> None:
-    """Horizontal bars with their value beside them; a dashed tick marks what the theory says."""
+    axes: Axes, values: Mapping[str, float], *, unit: str, theory: Mapping[str, float] | None = None, digits: int = 2,
+    ranges: Mapping[str, Sequence[float]] | None = None,
+) -> None:  # fmt: skip
+    """Horizontal bars with their value beside them; a dashed tick marks what the theory says, a thin line the range."""
     names = list(values)
     if theory is not None:
         _note(axes, unit, range(len(names)), list(values.values()), [theory[name] for name in names])
@@ -197,7 +198,10 @@ def bars(
                 linewidth=2.2,
                 label="theory" if row == 0 else None,
             )
-        reach = max(values[name], theory[name] if theory is not None else 0)
+        around = () if ranges is None else ranges[name]
+        if ranges is not None:
+            axes.plot(around, [row] * len(around), color=RUNNING, linewidth=1.2)
+        reach = max(values[name], theory[name] if theory is not None else 0, *around)
         axes.annotate(
             f"{values[name]:.{digits}f} {unit}".strip(),
             (reach, row),
@@ -212,6 +216,13 @@ def bars(
     axes.invert_yaxis()
     axes.margins(x=0.16)
     axes.set_xlim(left=0)
+
+
+def medians(axes: Axes, groups: Mapping[str, Sequence[float]], *, unit: str, digits: int = 2) -> None:
+    """Horizontal bars, one a group, as long as its median; a thin line is the middle half of the group."""
+    halves = {name: np.quantile(group, (0.25, 0.75)) for name, group in groups.items()}
+    middles = {name: float(np.median(group)) for name, group in groups.items()}
+    bars(axes, middles, unit=unit, digits=digits, ranges=halves)
 
 
 def lag_trace(axes: Axes, due: Sequence[float], late: Sequence[float], *, color: str = MEASURED) -> None:

@@ -6,9 +6,10 @@ may run again, up to a limit; what it asserts afterwards stays the same.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
+
+import numpy as np
 
 Result = TypeVar("Result")
 
@@ -29,23 +30,25 @@ async def repeats(
     return results
 
 
-async def by_turns(
-    measure: Callable[[str], Awaitable[float]], turns: Sequence[Sequence[str]], enough: Callable[[dict[str, float]], bool],
-    *, most: int = 8
-) -> dict[str, float]:  # fmt: skip
-    """The least that `await measure(way)` gave for each way, of all the times that it was its turn.
+async def in_pairs(
+    measure: Callable[[str], Awaitable[float]], base: str, pairs: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Measure each way beside a base, in turning order, so that what else runs comes to both of a pair.
 
-    turns: the ways in the order in which they are measured, so that what else runs comes to all of them. All turns are
-        taken again until `enough(least so far, by way)`, or `most` times.
-    Raises ValueError without a turn, or for most < 1, and whatever `measure` or `enough` raises.
+    The median ratio of the pairs, ``np.median(seen[way][:, 1] / seen[way][:, 0])``, hardly moves with other load, where
+    the ratio of two best runs depends on which of them found a calm moment.
+
+    pairs: way -> how many pairs of the base and this way.
+    Returns, by way, an array of shape (pairs, 2): what `await measure(base)` and then what `await measure(way)` gave.
+    Raises ValueError for a number of pairs below 1, and whatever `measure` raises.
     """
-    if not any(turns):
-        raise ValueError(f"by_turns(): it takes at least one turn with a way in it, not {turns!r}.")
-    seen: defaultdict[str, list[float]] = defaultdict(list)
-
-    async def all_turns() -> dict[str, float]:
-        for way in (way for turn in turns for way in turn):
-            seen[way].append(await measure(way))
-        return {way: min(values) for way, values in seen.items()}
-
-    return (await repeats(all_turns, lambda least: enough(least[-1]), least=1, most=most))[-1]
+    if bad := {way: count for way, count in pairs.items() if count < 1}:
+        raise ValueError(f"in_pairs(): each way takes at least one pair, not {bad!r}.")
+    seen = {}
+    for way, count in pairs.items():
+        rows = np.empty((count, 2))
+        for number, row in enumerate(rows):
+            for column in (0, 1) if number % 2 else (1, 0):
+                row[column] = await measure((base, way)[column])
+        seen[way] = rows
+    return seen

@@ -95,6 +95,14 @@ def test_bars_and_ladders_say_their_values_and_mark_the_theory():
     assert axes.get_xscale() == "log" and {text.get_text() for text in axes.texts} == {"2 us", "200 us"}
 
 
+def test_the_bar_of_a_group_is_its_median_with_the_middle_half_on_it():
+    _, axes = figures.new_figure()
+    figures.medians(axes, {"one": [1.0, 2.0, 3.0, 4.0, 90.0], "two": [7.0]}, unit="x", digits=0)
+    assert [bar.get_width() for bar in axes.patches] == [3.0, 7.0]
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[2.0, 4.0], [7.0, 7.0]]
+    assert {text.get_text() for text in axes.texts} == {"3 x", "7 x"}
+
+
 def test_a_block_of_the_loop_is_as_wide_as_it_is_high():
     _, axes = figures.new_figure()
     figures.lag_trace(axes, [10.0, 20.0], [0.0, 300.0])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from support.repeating import by_turns, repeats
+from support.repeating import in_pairs, repeats
 
 
 def run(values: list[float], bound: float, **limits: int) -> list[float]:
@@ -37,30 +39,35 @@ def test_limits_that_make_no_sense_are_named(least: int, most: int) -> None:
         run([1], 1, least=least, most=most)
 
 
-def least(values: str, turns: list[tuple[str, ...]], bound: float, **limits: int) -> tuple[str, dict[str, float]]:
-    """The ways in the order in which they were measured, and the least of each; each measurement takes the next digit."""
+def pairs_of(values: list[float], **pairs: int) -> tuple[str, dict[str, list[list[float]]]]:
+    """The ways in the order in which they were measured, and the pairs; each measurement takes the next value."""
     left, order = iter(values), []
 
     async def measure(way: str) -> float:
         order.append(way)
-        return float(next(left))
+        return next(left)
 
-    best = asyncio.run(by_turns(measure, turns, lambda best: best["a"] <= bound, **limits))
-    return "".join(order), best
-
-
-def test_each_way_has_its_turn_and_the_least_of_it_counts() -> None:
-    assert least("5364", [("a", "b"), ("b", "a")], 5) == ("abba", {"a": 4.0, "b": 3.0})
+    seen = asyncio.run(in_pairs(measure, "o", pairs))
+    return "".join(order), {way: rows.tolist() for way, rows in seen.items()}
 
 
-def test_all_turns_are_taken_again_until_the_least_is_good_enough() -> None:
-    assert least("938275", [("a", "b")], 7) == ("ababab", {"a": 7.0, "b": 2.0})
-    assert least("9999999", [("a", "b")], 1, most=2) == ("abab", {"a": 9.0, "b": 9.0})
+def test_each_pair_is_measured_in_turning_order_and_the_base_stands_first() -> None:
+    order, seen = pairs_of([1, 2, 3, 4, 5, 6, 7, 8], a=3, b=1)
+    assert order == "aooaaobo"
+    assert seen == {"a": [[2, 1], [3, 4], [6, 5]], "b": [[8, 7]]}
 
 
-@pytest.mark.parametrize(
-    ("turns", "most", "named"), [([], 3, "not \\[\\]"), ([()], 3, "at least one turn"), ([("a",)], 0, "most=0")]
-)
-def test_turns_that_make_no_sense_are_named(turns: list, most: int, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        least("1", turns, 1, most=most)
+def test_other_load_on_half_of_the_pairs_does_not_move_their_median_ratio() -> None:
+    load = itertools.cycle([1.0, 1.0, 3.0, 3.0])  # every other pair takes three times as long
+
+    async def measure(way: str) -> float:
+        return next(load) * {"bare": 1.0, "ours": 1.25}[way]
+
+    seen = asyncio.run(in_pairs(measure, "bare", {"ours": 20}))["ours"]
+    assert np.median(seen[:, 1] / seen[:, 0]) == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_number_of_pairs_that_makes_no_sense_is_named(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"at least one pair, not {{'b': {count}}}"):
+        pairs_of([1.0] * 9, a=1, b=count)
