@@ -7,12 +7,10 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
-from unittest import mock
 
 import aiohttp
 import numpy as np
@@ -54,17 +52,14 @@ class Dying:
         await send({"type": "http.response.body", "body": body})
 
 
-@contextlib.contextmanager
-def in_environment(settings: Settings) -> Iterator[None]:
-    """``with in_environment(settings): serve("support.gateway.app:app")``: as GATEWAY_* variables, and only in there."""
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The GATEWAY_* variables of a process with these settings: ``serve("support.gateway.app:app", env=...)``."""
     values = {each.name: getattr(settings, each.name) for each in fields(settings)}
-    named = {
+    return {
         f"GATEWAY_{name.upper()}": "off" if value is None else json.dumps(dict(value) if isinstance(value, Mapping) else value)
         for name, value in values.items()
         if name != "ca_file"
     }  # fmt: skip
-    with mock.patch.dict(os.environ, named):
-        yield
 
 
 async def crowd(
@@ -117,13 +112,16 @@ async def really(
         deadline: seconds after which an answer is of no use any more.
     """
     living = {"prices": upstream.url_for("delay/0.02"), "stock": upstream.url_for("delay/0.04")}
-    users, urls = Dying(), {}
+    users = Dying()
     async with contextlib.AsyncExitStack() as stack:
         address = stack.enter_context(serve(users, in_process=True, name="users")).url
-        for name, settings in gateways.items():
-            own = dataclasses.replace(settings, upstreams=living | {"users": f"{address}/{name}"})
-            with in_environment(own):
-                urls[name] = stack.enter_context(serve(GATEWAY, name=name)).url + AGGREGATE
+
+        def start(name: str) -> str:
+            own = dataclasses.replace(gateways[name], upstreams=living | {"users": f"{address}/{name}"})
+            return stack.enter_context(serve(GATEWAY, name=name, env=as_environment(own))).url + AGGREGATE
+
+        started = await asyncio.gather(*[asyncio.to_thread(start, name) for name in gateways])  # side by side
+        urls = dict(zip(gateways, started, strict=True))
         users.hang()
         asyncio.get_running_loop().call_later(half_s, users.go)
         stack.callback(users.go)

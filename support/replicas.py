@@ -12,7 +12,7 @@ from support.program_base import Program, expect
 from support.programs import start_workers
 from support.steady import Steady, steady_load
 
-PAUSE_S = 0.25  # of steady load, before each restart
+PAUSE_S = 0.15  # of steady load, before each restart
 
 
 class Replicas:

@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -104,13 +105,14 @@ class ProcessServer(Server):
         # A session of its own, because an interrupt goes to the notebook's whole process group.
         group = ({"start_new_session": True} if os.name == "posix" else
                  {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP})
+        environment = os.environ | options.pop("env", {})
         options["sys_path"] = [str(folder) for folder in sys.path]
         # By its path, not by its name: the notebook's folder must not decide what is imported. Nor
         # must the folder of that file (-P), which has a module trace, as the standard library has.
         command = [sys.executable, "-u", "-P", server_process.__file__, json.dumps(options)]
         self._child = child = subprocess.Popen(
             command, text=True, errors="replace", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, **group)
+            stderr=subprocess.PIPE, env=environment, **group)
         self.pid = child.pid
         reader = threading.Thread(target=self._log.extend, args=(child.stderr,), daemon=True)
         reader.start()
@@ -190,7 +192,7 @@ class ThreadServer(Server):
     def _let_go(self) -> None:
         self._unwanted = True
         if self._uvicorn:
-            self._uvicorn.should_exit = True
+            self._uvicorn.end()
 
     def _wait(self) -> None:
         if self.alive:
@@ -243,12 +245,13 @@ class Upstream(ProcessServer):
 
 
 def serve(app: Any, *, name: str | None = None, in_process: bool = False, port: int = 0,
-          loop: str = "auto", http: str = "auto") -> Server:
+          loop: str = "auto", http: str = "auto", env: Mapping[str, str] | None = None) -> Server:
     """Serve an ASGI application on 127.0.0.1; return when it is ready.
 
     app: an import string "module:attribute"; with `in_process` it may be the application itself.
     name: a server of the same name is stopped first, so that a cell may run again.
     loop, http: as uvicorn takes them: auto, asyncio, uvloop; auto, h11, httptools.
+    env: environment variables of the new process, beside those of this one.
     Raises TypeError or ValueError for bad input, OSError for a port that cannot be used, and
     RuntimeError for an application that does not start. Each names what it is about.
     """
@@ -263,8 +266,12 @@ def serve(app: Any, *, name: str | None = None, in_process: bool = False, port: 
     for option, given, choices in (("loop", loop, LOOPS), ("http", http, PROTOCOLS)):
         if given not in choices:
             raise ValueError(f"{option} must be one of {', '.join(choices)}, not {given!r}.")
-    kind = ThreadServer if in_process else ProcessServer
-    return _start(kind, name or known_as, app=app, port=port, loop=loop, http=http)
+    if env and in_process:
+        raise ValueError(f"The environment {dict(env)!r} is for a process of its own: leave in_process out.")
+    if not all(isinstance(word, str) for word in itertools.chain(*(env or {}).items())):
+        raise ValueError(f"env must hold texts only, such as {{'CACHE': '60'}}, not {dict(env)!r}.")
+    kind, own = (ThreadServer, {}) if in_process else (ProcessServer, {"env": dict(env or {})})
+    return _start(kind, name or known_as, app=app, port=port, loop=loop, http=http, **own)
 
 
 def _start(kind: type[Server], name: str, **options: Any) -> Server:

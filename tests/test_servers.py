@@ -56,6 +56,8 @@ async def app(scope, receive, send):
             except OSError:
                 pass
         await answer(send, options)
+    elif scope["path"] == "/environment":
+        await answer(send, os.environ.get("ONLY_HERE"))
     else:
         await answer(send, os.getpid())
 
@@ -372,6 +374,23 @@ def test_an_application_that_does_not_start_says_why(
     assert servers.running() == []
 
 
+def test_variables_are_set_for_the_new_process_only(folder: Path) -> None:
+    with servers.serve("beside_app:app", env={"ONLY_HERE": "a value"}) as server:
+        assert get(server, "/environment") == "a value"
+        assert "ONLY_HERE" not in os.environ
+
+
+def test_a_server_that_is_told_to_end_does_not_wait_for_a_tick(folder: Path) -> None:
+    def end_s() -> float:
+        server = servers.serve("beside_app:app", in_process=True)
+        assert get(server)
+        start = time.perf_counter()
+        server.stop()
+        return time.perf_counter() - start
+
+    assert min(end_s() for _ in range(5)) < 0.15  # of these, uvicorn waits 0.1 s; with its tick it was 0.2 s
+
+
 def test_an_application_of_the_notebook_cannot_move_to_another_process() -> None:
     async def my_app(scope: dict, receive: Callable, send: Callable) -> None: ...
 
@@ -385,6 +404,8 @@ def test_an_application_of_the_notebook_cannot_move_to_another_process() -> None
     ({"app": "a:b", "http": "3"}, ValueError, "http must be one of"),
     ({"app": "support.upstream:app", "port": 99_999}, OSError, "Port 99999"),
     ({"app": "support.upstream:app", "port": "x", "in_process": True}, OSError, "Port 'x'"),
+    ({"app": "a:b", "env": {"CACHE": 60}}, ValueError, "not {'CACHE': 60}"),
+    ({"app": "a:b", "env": {"CACHE": "60"}, "in_process": True}, ValueError, "leave in_process out"),
 ])
 def test_bad_input_is_named(options: dict[str, Any], error: type[Exception], named: str) -> None:
     with pytest.raises(error) as caught:

@@ -257,7 +257,7 @@ async def _serving(app: Any) -> AsyncIterator[int]:
             await ready.wait()
             yield listener.getsockname()[1]
         finally:
-            server.should_exit = True
+            server.end()
             for connection in list(server.server_state.connections):
                 connection.transport.abort()  # in an interrupt, uvicorn is cancelled, and closes nothing
             await serving
