@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+import psutil
+
 from support.guard import call_in_thread
 from support.service_base import LONGEST_SOCKET_PATH, Service, binary, masked
 from support.service_process import HOST
 
-CONNECT_SECONDS, LOG_SECONDS = 5.0, 5.0
+CONNECT_SECONDS, LOG_SECONDS, BACKEND_SECONDS = 5.0, 5.0, 1.0
 
 
 class Postgres(Service):
@@ -86,7 +88,12 @@ class Postgres(Service):
                 for statement in statements:
                     await connection.execute(statement)
             finally:
+                backend = connection.get_server_pid()
                 await connection.close(timeout=CONNECT_SECONDS)
+                if not self._guest_of:  # until its process has ended, it counts in max_connections
+                    until = time.monotonic() + BACKEND_SECONDS
+                    while psutil.pid_exists(backend) and time.monotonic() < until:
+                        await asyncio.sleep(0.001)
 
         try:
             call_in_thread(lambda: asyncio.run(run()))  # a cell has a running loop, which must not be held

@@ -157,6 +157,14 @@ def _each_statement_is_told_once_and_in_order(postgres: Postgres) -> None:
     assert postgres.statements() == ["SELECT 2"]
 
 
+def test_a_fresh_database_leaves_no_connection_that_would_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    with services.start_postgres(max_connections=20) as postgres, monkeypatch.context() as slow:
+        slow.setattr(psutil, "pid_exists", lambda pid: asked.append(pid) or len(asked) < 3)  # its process ends late
+        postgres.fresh_database("counted")
+    assert len(asked) == 3 and {*asked} != {postgres.pid}
+
+
 def test_redis_answers_with_its_password_only_counts_and_restarts_where_it_was() -> None:
     import redis
 
