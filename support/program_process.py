@@ -21,9 +21,10 @@ POLL_SECONDS = 0.005
 
 def workers(*, app: str, port: int, workers: int, loop: str, graceful_timeout: float | None) -> None:
     """Serve an application with that many uvicorn workers at one port, until SIGTERM."""
-    from uvicorn import Config, Server
-    from uvicorn.supervisors import Multiprocess
+    from uvicorn import Config
+    from uvicorn.supervisors import Multiprocess, multiprocess
 
+    from support.prompt_server import PromptServer, PromptWorker
     from support.server_process import listen
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
@@ -31,7 +32,7 @@ def workers(*, app: str, port: int, workers: int, loop: str, graceful_timeout: f
     config = Config(app, workers=workers, loop=loop, log_config=None, log_level="warning", access_log=False,
                     proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=graceful_timeout)  # fmt: skip
 
-    class TellingServer(Server):
+    class TellingServer(PromptServer):
         async def startup(self, sockets: list | None = None) -> None:
             await super().startup(sockets)
             print(READY, flush=True)
@@ -46,6 +47,7 @@ def workers(*, app: str, port: int, workers: int, loop: str, graceful_timeout: f
             if all([_serves(one) for one in self.processes]):
                 print(READY, flush=True)
 
+    multiprocess.Process = PromptWorker  # the supervisor takes no other class
     with listen(port) as listener:
         runner = TellingServer(config) if workers == 1 else TellingSupervisor(config, [listener])
         runner.run([listener]) if workers == 1 else runner.run()

@@ -4,8 +4,6 @@
 when it serves, and ends when its parent lets go of stdin.
 """
 
-import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -44,25 +42,12 @@ def uvicorn_server(app: Any, loop: str, http: str, when_ready: Callable[[], None
     """Return a uvicorn server that calls `when_ready` once its start-up is complete."""
     import uvicorn
 
-    class EventfulServer(uvicorn.Server):
+    from support.prompt_server import PromptServer
+
+    class TellingServer(PromptServer):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            self.loop, self._told = asyncio.get_running_loop(), asyncio.Event()
             when_ready()
-
-        async def main_loop(self) -> None:
-            ticking = asyncio.create_task(super().main_loop())
-            told = asyncio.create_task(self._told.wait())
-            await asyncio.wait([ticking, told], return_when=asyncio.FIRST_COMPLETED)
-            told.cancel()
-            if not ticking.cancel():
-                await ticking  # it ended by itself: for a signal, or with an exception
-
-        def end(self) -> None:
-            """From another thread: shut down now, and not at the next tick, which comes ten times a second."""
-            self.should_exit = True
-            with contextlib.suppress(AttributeError, RuntimeError):  # it has not started, or has ended
-                self.loop.call_soon_threadsafe(self._told.set)
 
     # Keep-alive outlasts that of clients, so that none meets a connection that closes as it sends.
     config = uvicorn.Config(app, loop=loop, http=http, log_config=None, log_level="warning",
@@ -82,7 +67,7 @@ def uvicorn_server(app: Any, loop: str, http: str, when_ready: Callable[[], None
                 super().connection_lost(exc)
 
         config.http_protocol_class = TellingProtocol
-    return EventfulServer(config)
+    return TellingServer(config)
 
 
 def _serve(app: str, port: int, loop: str, http: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 
 import pytest
 
@@ -113,8 +114,10 @@ def test_an_error_of_the_application_passes() -> None:
 def test_a_real_server_tells_who_left(leaves: bool, http: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "ASK_AFTER", -1)  # always
     seen: list[str] = []
+    begun = threading.Event()
 
     async def answer(scope, receive, send) -> None:
+        begun.set()
         await receive()
         if leaves:
             assert (await receive())["type"] == "http.disconnect"
@@ -130,6 +133,7 @@ def test_a_real_server_tells_who_left(leaves: bool, http: str, monkeypatch: pyte
     with serve(app, in_process=True, http=http) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=9) as client:
             client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert begun.wait(9)  # a server that is told to end answers none whom it has not met
             while not leaves and client.recv(1000):
                 pass
     assert seen == (["499"] if leaves else ["4xx"])  # stop() waited for the application
