@@ -24,6 +24,7 @@ _ROOM_OF = {
     "hint": "exercises",
     "progress": "exercises",
     "score": "exercises",
+    "deaf_to_stop": "pools",
     "in_pairs": "repeating",
     "repeats": "repeating",
     "run_script": "sandbox",
