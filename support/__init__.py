@@ -7,7 +7,10 @@ that a server process which needs one room does not pay for all.
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
+
+from support.imports import import_whole
 
 _ROOM_OF = {
     "open_chapter": "kernel",
@@ -38,12 +41,17 @@ _ROOM_OF = {
     "memory_by_path": "scan",
 }
 _ROOMS = ("figures", "load", "probes", "rivals", "theory", "visitors", "waterfall")
-__all__ = [*_ROOM_OF, *_ROOMS]  # noqa: PLE0604 - names, made from the table above
+__all__ = ["import_whole", *_ROOM_OF, *_ROOMS]  # noqa: PLE0604 - names, made from the table above
+
+
+def _room(name: str) -> ModuleType:
+    import_whole(f"support.{name}")  # the stop button must not leave half a room, or half of numpy
+    return importlib.import_module(f"support.{name}")
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return importlib.import_module(f"support.{name}")
+        return _room(name)
     if name in _ROOM_OF:
-        return getattr(importlib.import_module(f"support.{_ROOM_OF[name]}"), name)
+        return getattr(_room(_ROOM_OF[name]), name)
     raise AttributeError(f"support has no {name!r}; it has {', '.join(sorted(__all__))}")

@@ -1,4 +1,10 @@
-"""Imports that an interrupt cannot cut in half."""
+"""Imports that an interrupt cannot cut in half, and the mending of those that it did.
+
+Python drops a package whose import is interrupted, but keeps those of its modules that were
+finished. The next import finds these, and does not name them in the new package: `aiohttp.client`
+is loaded, and yet `aiohttp` has no attribute `client`. Some packages cannot be imported again at
+all. Source: "The import system", section "Submodules", in the Python language reference.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +36,19 @@ def import_whole(*names: str) -> None:
     thread.join()
     if errors:
         raise errors[0]
+
+
+def name_submodules() -> list[str]:
+    """Give each loaded package the attributes that an interrupted import left out.
+
+    Returns the full names of the modules that were added to their packages, sorted. A name that
+    the package already uses for something else is left alone.
+    """
+    added = []
+    for name, module in sorted(sys.modules.copy().items()):
+        parent, _, own = name.rpartition(".")
+        package = sys.modules.get(parent) if parent else None
+        if module is not None and package is not None and own not in vars(package):
+            setattr(package, own, module)
+            added.append(name)
+    return added

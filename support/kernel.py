@@ -56,7 +56,9 @@ def open_chapter(name: str) -> None:
             f"{'.'.join(map(str, OLDEST_PYTHON))} or newer: run `make lab` to get a newer one."
         )
     from support.figures import use_style
+    from support.imports import name_submodules
 
+    name_submodules()  # the imports of an earlier run of the setup cell may have been interrupted
     use_style()
     _show_exception_groups()
     _let_interrupts_through()

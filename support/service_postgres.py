@@ -17,9 +17,11 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import psutil
 
 from support.guard import call_in_thread
+from support.imports import import_whole
 from support.service_base import LONGEST_SOCKET_PATH, Service, binary, masked
 from support.service_process import HOST
 
+import_whole("asyncpg")  # for the chapters: half an import of it cannot be repeated
 CONNECT_SECONDS, LOG_SECONDS, BACKEND_SECONDS = 5.0, 5.0, 1.0
 
 

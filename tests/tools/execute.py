@@ -34,7 +34,7 @@ from nbclient.exceptions import CellExecutionComplete, CellExecutionError, CellT
 from nbclient.output_widget import OutputWidget
 from nbformat import NotebookNode
 
-from tests.tools.isolation import NOTEBOOKS, ROOT, environment
+from tests.tools.isolation import NOTEBOOKS, ROOT, environment, listen_on_files
 from tests.tools.pictures import write_pictures
 from tests.tools.rules import numbered, tags, violations
 
@@ -82,6 +82,11 @@ class Runner(NotebookClient):
         self.late: list[str] = []
         self._names: dict[str, str] = {}
         self._cell_names = {id(cell): name for name, cell in numbered(nb)}
+
+    def create_kernel_manager(self) -> Any:
+        manager = super().create_kernel_manager()
+        listen_on_files(manager)
+        return manager
 
     async def _async_poll_output_msg(self, parent: str, cell: NotebookNode, index: int) -> None:
         # As in nbclient, but output of an earlier cell is noted, and not dropped.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,3 +38,15 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def chapters() -> list[Path]:
     """The notebooks of the course, in order."""
     return sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def listen_on_files(manager: Any) -> None:
+    """Have a kernel that is yet to start listen on files of its own, where the system has such.
+
+    Its client finds free TCP ports before the kernel takes them: another program that starts in
+    between can take one, and then the kernel dies.
+    """
+    if os.name == "posix":
+        folder = tempfile.mkdtemp()  # short: the path of such a file may have about 100 characters
+        weakref.finalize(manager, shutil.rmtree, folder, ignore_errors=True)
+        manager.transport, manager.ip = "ipc", os.path.join(folder, "kernel")

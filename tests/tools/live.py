@@ -14,7 +14,7 @@ from typing import Any, Self
 import psutil
 from jupyter_client.manager import KernelManager
 
-from tests.tools.isolation import environment
+from tests.tools.isolation import environment, listen_on_files
 
 MARK = "COURSE_TEST_KERNEL"
 
@@ -42,6 +42,7 @@ class LiveKernel:
     def __init__(self, folder: Path, cwd: Path | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self._manager = KernelManager(kernel_name="python3")
+        listen_on_files(self._manager)
         env = environment(folder, **{MARK: self.mark})
         self._manager.start_kernel(env=env, cwd=str(cwd or folder), stderr=subprocess.DEVNULL)
         self._client = self._manager.client()

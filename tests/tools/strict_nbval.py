@@ -7,7 +7,8 @@ interpreter, away from the user's own settings, and closes gaps that nbval 0.11 
 - a cell that hangs is said to hang, and not only to raise CancelledError;
 - what a cell prints after its end counts as an error of the cell that then runs;
 - pictures inside HTML are compared by their alt text alone, like other pictures;
-- a cell may take 60 s, not 2000 s.
+- a cell may take 60 s, not 2000 s;
+- a kernel listens on files, and not on ports that another program may take first.
 
 Load it with `-p` on the command line, not in a settings file: only then do the workers
 of pytest-xdist load it before nbval, and save the 2.5 s that one of its imports costs.
@@ -27,7 +28,7 @@ import pytest
 # Building it takes over two seconds in each process; without it the check is left out.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
-from tests.tools.isolation import settings  # noqa: E402
+from tests.tools.isolation import listen_on_files, settings  # noqa: E402
 
 CELL_SECONDS = 60.0
 CANARIES = Path(__file__).resolve().parents[1] / "canaries"
@@ -83,6 +84,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def _close_gaps() -> None:
+    from nbval import kernel as nbval_kernel
     from nbval.kernel import RunningKernel
     from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
@@ -90,6 +92,12 @@ def _close_gaps() -> None:
         return
     get_message, get_kernel_message = RunningKernel.get_message, IPyNbFile.get_kernel_message
     execute, runtest = RunningKernel.execute_cell_input, IPyNbCell.runtest
+    make_manager = nbval_kernel.KernelManager
+
+    def make_manager_without_ports(**settings: Any) -> Any:
+        manager = make_manager(**settings)
+        listen_on_files(manager)
+        return manager
 
     def remember_request(self: Any, *args: Any, **more: Any) -> str:
         self.current = execute(self, *args, **more)
@@ -127,6 +135,7 @@ def _close_gaps() -> None:
         if getattr(kernel, "late", None):
             self.raise_cell_error(LATE_OUTPUT, kernel.late)
 
+    nbval_kernel.KernelManager = make_manager_without_ports
     RunningKernel.execute_cell_input = remember_request
     RunningKernel.get_message = remember_reply
     IPyNbFile.get_kernel_message = remember_late
